@@ -11,7 +11,7 @@ logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("api
 
 
 def _open_store(options: tuple[str, ...] | None) -> storage.ObjectStore:
-    from beam_jobs.object_store import open_store
+    from beam_jobs.common.object_store import open_store
 
     return open_store(options)
 

@@ -13,17 +13,19 @@ import numpy as np
 import pyarrow as pa
 from typing_extensions import assert_never
 
-from beam_jobs.arrays import Bool, Float32, Float64, Int64
-from beam_jobs.balance import balance_groups, size_cap
-from beam_jobs.distributed_kmeans import assign_items, refine_centroids
-from beam_jobs.embedding_blocks import EmbeddingBlock, blocks_of
-from beam_jobs.files import read_parquet, write_array, write_parquet
-from beam_jobs.group_report import describe_groups
-from beam_jobs.hashing import hash_strings
-from beam_jobs.item_embeddings import embed_cold, embed_cooccurrences, ppmi
-from beam_jobs.kept_groups import keep_groups
-from beam_jobs.merge_cooccurrences import count_cooccurrences
-from beam_jobs.partition import (
+from beam_jobs.common.arrays import Bool, Float32, Float64, Int64
+from beam_jobs.common.files import read_parquet, write_array, write_parquet
+from beam_jobs.common.hashing import hash_strings
+from beam_jobs.common.payload import one_array
+from beam_jobs.features.side_features import SideFeatures, read_side_features
+from beam_jobs.grouping.balance import balance_groups, size_cap
+from beam_jobs.grouping.distributed_kmeans import assign_items, refine_centroids
+from beam_jobs.grouping.embedding_blocks import EmbeddingBlock, blocks_of
+from beam_jobs.grouping.group_report import describe_groups
+from beam_jobs.grouping.item_embeddings import embed_cold, embed_cooccurrences, ppmi
+from beam_jobs.grouping.kept_groups import keep_groups
+from beam_jobs.grouping.merge_cooccurrences import count_cooccurrences
+from beam_jobs.grouping.partition import (
     fill_empty,
     fit_centroids,
     group_centroids,
@@ -33,9 +35,14 @@ from beam_jobs.partition import (
     split_categories,
     start_centroids,
 )
-from beam_jobs.payload import one_array
-from beam_jobs.side_features import SideFeatures, read_side_features
-from beam_jobs.stable_groups import PreviousGroups, drift, fit_settings, kept_shares, match_groups, read_previous
+from beam_jobs.grouping.stable_groups import (
+    PreviousGroups,
+    drift,
+    fit_settings,
+    kept_shares,
+    match_groups,
+    read_previous,
+)
 from contracts.artifact import ArtifactWriter, Manifest, current, read_manifest, write_json, writing
 from contracts.config import Config
 from contracts.layout import ItemGroups, ItemStatistics, Workdir
@@ -376,6 +383,6 @@ def _spread(groups: Int64, num_groups: int, item_ids: pa.Array) -> Int64:
 
 
 if __name__ == "__main__":
-    from beam_jobs.command import main
+    from beam_jobs.common.command import main
 
     main("beam_jobs.groups")

@@ -10,12 +10,11 @@ from typing import Any
 
 import apache_beam as beam
 
-from beam_jobs.beam_run import collect
-from beam_jobs.dead_letter_remedies import remedy
-from beam_jobs.event_files import find_event_files
-from beam_jobs.feature_statistics import feature_statistics
-from beam_jobs.id_shapes import SHAPE, merge_shapes
-from beam_jobs.ingest_advice import (
+from beam_jobs.common.beam_run import collect
+from beam_jobs.event_log.dead_letter_remedies import remedy
+from beam_jobs.event_log.event_files import find_event_files
+from beam_jobs.event_log.id_shapes import SHAPE, merge_shapes
+from beam_jobs.event_log.ingest_advice import (
     say_what_counts,
     warn_of_a_busy_user,
     warn_of_lists_of_ids,
@@ -26,6 +25,11 @@ from beam_jobs.ingest_advice import (
     warn_of_unlikely_times,
     warn_of_unlisted_values,
 )
+from beam_jobs.event_log.previous_span import PreviousSpan
+from beam_jobs.event_log.span_schema import infer_schema, write_schema
+from beam_jobs.event_log.span_statistics import OTHER, TOLD, Statistics, event_statistics, write_statistics
+from beam_jobs.event_log.timestamps import as_text, parse_time
+from beam_jobs.features.feature_statistics import feature_statistics
 from beam_jobs.ingest_steps import (
     ReadEvents,
     SplitPlan,
@@ -36,10 +40,6 @@ from beam_jobs.ingest_steps import (
     merge_told,
     quantiles_of,
 )
-from beam_jobs.previous_span import PreviousSpan
-from beam_jobs.span_schema import infer_schema, write_schema
-from beam_jobs.span_statistics import OTHER, TOLD, Statistics, event_statistics, write_statistics
-from beam_jobs.timestamps import as_text, parse_time
 from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config
 from contracts.layout import Events, Workdir
@@ -315,6 +315,6 @@ def _counts(files: list[dict[str, Any]], buckets: list[dict[str, Any]]) -> dict[
 
 
 if __name__ == "__main__":
-    from beam_jobs.command import main
+    from beam_jobs.common.command import main
 
     main("beam_jobs.ingest")

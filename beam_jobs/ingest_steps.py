@@ -14,16 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_jobs.arrays import Int8, Int64
-from beam_jobs.bucket_file import EVENT_SCHEMA, num_tied, steps_by_item, write_bucket
-from beam_jobs.dead_letters import DeadLetters
-from beam_jobs.event_columns import ToldValues, validate
-from beam_jobs.event_files import read_batches, wanted_columns
-from beam_jobs.hashing import hash_strings
-from beam_jobs.id_shapes import id_shapes, merge_shapes
-from beam_jobs.payload import one_array, pack, pack_parts, unpack
-from beam_jobs.span_statistics import LATE
-from beam_jobs.splits import by_time, leave_one_out, time_quantile
+from beam_jobs.buckets.bucket_file import EVENT_SCHEMA, num_tied, steps_by_item, write_bucket
+from beam_jobs.buckets.splits import by_time, leave_one_out, time_quantile
+from beam_jobs.common.arrays import Int8, Int64
+from beam_jobs.common.hashing import hash_strings
+from beam_jobs.common.payload import one_array, pack, pack_parts, unpack
+from beam_jobs.event_log.dead_letters import DeadLetters
+from beam_jobs.event_log.event_columns import ToldValues, validate
+from beam_jobs.event_log.event_files import read_batches, wanted_columns
+from beam_jobs.event_log.id_shapes import id_shapes, merge_shapes
+from beam_jobs.event_log.span_statistics import LATE
 from contracts.config import DataConfig
 from contracts.layout import Events
 from contracts.names import EventColumn

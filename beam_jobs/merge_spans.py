@@ -17,15 +17,15 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from beam_jobs.arrays import Int8
-from beam_jobs.beam_run import collect
-from beam_jobs.bucket_file import num_tied, write_bucket
-from beam_jobs.files import read_parquet
-from beam_jobs.hashing import hash_strings
-from beam_jobs.ingest_advice import warn_of_tied_times
-from beam_jobs.merge_cooccurrences import LEARNT_SINCE, SPANS
-from beam_jobs.payload import one_array
-from beam_jobs.span_cooccurrences import count_new_cooccurrences, identity_of
+from beam_jobs.buckets.bucket_file import num_tied, write_bucket
+from beam_jobs.common.arrays import Int8
+from beam_jobs.common.beam_run import collect
+from beam_jobs.common.files import read_parquet
+from beam_jobs.common.hashing import hash_strings
+from beam_jobs.common.payload import one_array
+from beam_jobs.event_log.ingest_advice import warn_of_tied_times
+from beam_jobs.grouping.merge_cooccurrences import LEARNT_SINCE, SPANS
+from beam_jobs.grouping.span_cooccurrences import count_new_cooccurrences, identity_of
 from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config
 from contracts.errors import TooFewEvents

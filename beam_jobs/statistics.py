@@ -11,10 +11,10 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from beam_jobs.beam_run import collect
-from beam_jobs.feature_tables import read_feature_table
-from beam_jobs.files import read_parquet, write_parquet
-from beam_jobs.id_shapes import marks_of_absence, spelled_twice
+from beam_jobs.common.beam_run import collect
+from beam_jobs.common.files import read_parquet, write_parquet
+from beam_jobs.event_log.id_shapes import marks_of_absence, spelled_twice
+from beam_jobs.features.feature_tables import read_feature_table
 from beam_jobs.statistics_steps import CountBucket, MergeCounts, WriteItems, WriteUsers
 from contracts.artifact import Manifest, current, read_manifest, writing
 from contracts.config import Config, FeatureTable
@@ -177,6 +177,6 @@ def _known_ids(table: FeatureTable | None, name: str, path: Path) -> _KnownIds:
 
 
 if __name__ == "__main__":
-    from beam_jobs.command import main
+    from beam_jobs.common.command import main
 
     main("beam_jobs.statistics")

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_jobs.arrays import Bool, Float64, Int64
-from beam_jobs.files import read_parquet, write_parquet
-from beam_jobs.hashing import hash_strings
-from beam_jobs.payload import encode_ids, one_array, pack, pack_parts, unpack
+from beam_jobs.common.arrays import Bool, Float64, Int64
+from beam_jobs.common.files import read_parquet, write_parquet
+from beam_jobs.common.hashing import hash_strings
+from beam_jobs.common.payload import encode_ids, one_array, pack, pack_parts, unpack
 from contracts.layout import ItemStatistics
 from contracts.names import EventColumn, ItemColumn, Split, UserColumn
 from contracts.storage import as_path, write_text

@@ -21,11 +21,11 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_transform.tf_metadata import dataset_metadata, schema_utils
 from tfx_bsl.public import tfxio
 
-from beam_jobs.beam_run import collect
-from beam_jobs.files import read_parquet, write_parquet
-from beam_jobs.payload import one_array, pack, unpack
-from beam_jobs.preprocessing import make_preprocessing_fn, raw_feature_spec
-from beam_jobs.raw_tables import ROWS_PER_BATCH, ReadRawBatches, write_raw_table
+from beam_jobs.common.beam_run import collect
+from beam_jobs.common.files import read_parquet, write_parquet
+from beam_jobs.common.payload import one_array, pack, unpack
+from beam_jobs.features.preprocessing import make_preprocessing_fn, raw_feature_spec
+from beam_jobs.features.raw_tables import ROWS_PER_BATCH, ReadRawBatches, write_raw_table
 from contracts.artifact import Manifest, current, read_manifest, write_json, writing
 from contracts.config import BeamConfig, Config, Feature, FeatureTable
 from contracts.layout import ItemStatistics, Transform, Workdir, vocabulary_file
@@ -213,6 +213,6 @@ def _spec(feature: Feature, graph: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from beam_jobs.command import main
+    from beam_jobs.common.command import main
 
     main("beam_jobs.transform")

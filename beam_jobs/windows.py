@@ -9,13 +9,13 @@ from pathlib import Path
 import apache_beam as beam
 import numpy as np
 
-from beam_jobs.beam_run import collect
-from beam_jobs.busy_users import max_user_positives
-from beam_jobs.expected_draws import DrawsOfWindows
-from beam_jobs.files import read_parquet, write_array
-from beam_jobs.mined_neighbors import find_neighbors, read_item_embeddings
-from beam_jobs.payload import one_array
-from beam_jobs.timestamps import as_text
+from beam_jobs.common.beam_run import collect
+from beam_jobs.common.files import read_parquet, write_array
+from beam_jobs.common.payload import one_array
+from beam_jobs.event_log.timestamps import as_text
+from beam_jobs.sampling.busy_users import max_user_positives
+from beam_jobs.sampling.expected_draws import DrawsOfWindows
+from beam_jobs.sampling.mined_neighbors import find_neighbors, read_item_embeddings
 from beam_jobs.windows_steps import WriteWindows, expected_file
 from contracts.artifact import Manifest, current, read_manifest, writing
 from contracts.config import Config
@@ -256,6 +256,6 @@ def _neighbors(config: Config, statistics: ItemStatistics, scratch: Path) -> Pat
 
 
 if __name__ == "__main__":
-    from beam_jobs.command import main
+    from beam_jobs.common.command import main
 
     main("beam_jobs.windows")

@@ -11,15 +11,15 @@ import apache_beam as beam
 import numpy as np
 from isal import igzip
 
-from beam_jobs.arrays import Bool, Int64
-from beam_jobs.bucket_events import BucketEvents, Vocabulary
-from beam_jobs.example_encoder import RaggedColumn, encode_examples
-from beam_jobs.expected_draws import DrawsOfWindows
-from beam_jobs.files import read_parquet
-from beam_jobs.history_events import Repeats, find_repeats, history_events, latest_context
-from beam_jobs.mined_neighbors import neighbor_lists
-from beam_jobs.negatives import OwnedItems, WindowNegatives, exposures_of
-from beam_jobs.window_records import WindowBounds, evaluation_records, marked_places, user_blocks, window_bounds
+from beam_jobs.buckets.bucket_events import BucketEvents, Vocabulary
+from beam_jobs.common.arrays import Bool, Int64
+from beam_jobs.common.files import read_parquet
+from beam_jobs.records.example_encoder import RaggedColumn, encode_examples
+from beam_jobs.records.history_events import Repeats, find_repeats, history_events, latest_context
+from beam_jobs.records.window_records import WindowBounds, evaluation_records, marked_places, user_blocks, window_bounds
+from beam_jobs.sampling.expected_draws import DrawsOfWindows
+from beam_jobs.sampling.mined_neighbors import neighbor_lists
+from beam_jobs.sampling.negatives import OwnedItems, WindowNegatives, exposures_of
 from contracts.config import Config
 from contracts.layout import ItemGroups, ItemStatistics, Windows
 from contracts.names import PADDING_INDEX, EvaluationField, ItemColumn, Split, WindowField

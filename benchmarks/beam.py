@@ -240,9 +240,9 @@ def measure_naive(job: str, workdir: Workdir) -> Measurement:
 
 def measure_assignment(job: str, workdir: Workdir) -> Measurement:
     """Assigns random items, read from a file of their embeddings, to the nearest of random centroids, in Beam."""
-    from beam_jobs.distributed_kmeans import assign_items
-    from beam_jobs.embedding_blocks import blocks_of
-    from beam_jobs.files import write_array
+    from beam_jobs.common.files import write_array
+    from beam_jobs.grouping.distributed_kmeans import assign_items
+    from beam_jobs.grouping.embedding_blocks import blocks_of
     from benchmarks import naive_jobs
     from contracts.config import BeamConfig
 

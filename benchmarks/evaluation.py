@@ -29,11 +29,11 @@ from contracts.artifact import write_json
 from contracts.storage import write_text
 from pipeline.benchmark_table import json_output, machine
 from trainer.catalogue import Catalogue
-from trainer.input_pipeline import EvaluationUsers
-from trainer.metric_names import recall_name
-from trainer.metrics import hits, recall_at_k, recall_of_places
-from trainer.ragged import Ragged
-from trainer.ranking import ExactRanking
+from trainer.evaluation.metric_names import recall_name
+from trainer.evaluation.metrics import hits, recall_at_k, recall_of_places
+from trainer.evaluation.ranking import ExactRanking
+from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.ragged import Ragged
 
 KS = (10, 50, 100, 500, 1000)
 DIM = 64

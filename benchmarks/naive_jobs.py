@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_jobs.cooccurrence import UNIT
-from beam_jobs.item_embeddings import embed_cooccurrences, ppmi
+from beam_jobs.grouping.cooccurrence import UNIT
+from beam_jobs.grouping.item_embeddings import embed_cooccurrences, ppmi
 from contracts.config import Config
 from contracts.layout import Workdir
 from contracts.names import EventColumn, ItemColumn, Split

@@ -29,7 +29,7 @@ from pipeline.retraining.holdout import HoldoutUsers
 from pipeline.retraining.records import read_record
 from pipeline.retraining.spans import find_spans
 from pipeline.stages import exported_servable
-from trainer.metrics import bootstrap_changes
+from trainer.evaluation.metrics import bootstrap_changes
 
 K = 100
 HISTORY_WINDOW = 7

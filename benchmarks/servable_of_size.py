@@ -16,7 +16,7 @@ from serving.versions import admit, version_of
 from tests.serving.transform_graphs import write_item_graph, write_user_graph
 from tests.trainer.artifacts import Log, write_artifacts
 from trainer.catalogue import Catalogue
-from trainer.model import TwoTowerModel
+from trainer.models.two_tower_model import TwoTowerModel
 
 HISTORY = 50
 _USERS = 256

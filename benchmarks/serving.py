@@ -59,11 +59,11 @@ from contracts.config import ServingConfig
 from contracts.names import Request, Signature
 from contracts.storage import write_text
 from pipeline.benchmark_table import json_output
-from serving.exact_index import ExactIndexSet
-from serving.exact_merge import Corpus, RowControls, exact_selection
-from serving.index_set import ScannIndexSet
+from serving.search.exact_index import ExactIndexSet
+from serving.search.index_set import ScannIndexSet
 from serving.servable_session import ServableSession
 from serving.signature_spec import SignatureSpec
+from serving.validation.exact_merge import Corpus, RowControls, exact_selection
 from serving.warmup import read_warmup
 
 _WARM_UP_CALLS = 3

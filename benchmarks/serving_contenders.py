@@ -15,12 +15,12 @@ from scann.scann_ops.py import scann_ops
 import contracts  # noqa: F401  (selects Keras 2, which TensorFlow Recommenders needs)
 from benchmarks.serving_data import DIM, Data
 from contracts.config import ServingConfig
-from serving.compact_graph import save_compact
-from serving.exact_index import ExactIndexSet
-from serving.group_index import GroupIndex, build_group_index, leaves_for
-from serving.index_set import ScannIndexSet
-from serving.index_tuning import SearchPoint, TuningSample, tuned_searches
-from serving.merge import MERGES, plan_groups, select
+from serving.graph.compact_graph import save_compact
+from serving.graph.merge import MERGES, plan_groups, select
+from serving.search.exact_index import ExactIndexSet
+from serving.search.group_index import GroupIndex, build_group_index, leaves_for
+from serving.search.index_set import ScannIndexSet
+from serving.search.index_tuning import SearchPoint, TuningSample, tuned_searches
 from serving.servable_session import ServableSession
 
 Outputs = dict[str, tf.Tensor]

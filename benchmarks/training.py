@@ -37,12 +37,12 @@ from contracts.artifact import write_json
 from contracts.config import Config
 from contracts.storage import write_text
 from pipeline.benchmark_table import json_output, machine
-from trainer.build import build_model
 from trainer.catalogue import Catalogue
-from trainer.input_pipeline import WindowBatch
-from trainer.lazy_adam import LazyAdam
-from trainer.model import TwoTowerModel
+from trainer.input.input_pipeline import WindowBatch
+from trainer.models.build import build_model
+from trainer.models.two_tower_model import TwoTowerModel
 from trainer.train import BATCH_SIGNATURE
+from trainer.training.lazy_adam import LazyAdam
 
 LENGTH, WINDOWS, IN_GROUP, EASY = 50, 32, 8, 2
 SMALL, LARGE = 10_000, 1_000_000

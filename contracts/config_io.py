@@ -84,7 +84,7 @@ def load_config(path: Path | None, overrides: Iterable[str] = (), *, is_runs: bo
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, a value does not fit, or the user tower is one
-            of a baseline, whose config `trainer/baselines.py` derives.
+            of a baseline, whose config `trainer/evaluation/baselines.py` derives.
     """
     tree = read_yaml(path) if path else {}
     if is_runs:

@@ -285,7 +285,7 @@ class Workdir:
 
     @property
     def validation_report(self) -> Path:
-        """JSON: what `serving.validate_process` found."""
+        """JSON: what `serving.validation.validate_process` found."""
         return self.validation / "report.json"
 
     @property

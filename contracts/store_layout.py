@@ -37,7 +37,7 @@ class SpanParts:
 
     @property
     def cooccurrences(self) -> Path:
-        """Artifact of `beam_jobs.span_cooccurrences`."""
+        """Artifact of `beam_jobs.grouping.span_cooccurrences`."""
         return self.path / "cooccurrences"
 
 

@@ -77,8 +77,8 @@ def _transformed(
     ids: pa.Array, id_name: str, table: FeatureTable | None, field: str, graph: Path, scratch: Path
 ) -> dict[str, pa.Array]:
     """Feature -> its transformed column, in the order of `ids`."""
-    from beam_jobs.raw_tables import write_raw_table
-    from serving.features import TransformGraph
+    from beam_jobs.features.raw_tables import write_raw_table
+    from serving.graph.features import TransformGraph
 
     if table is None:
         return {}

@@ -25,8 +25,8 @@ from pipeline.datasets import sequences
 from pipeline.paired_changes import write_per_user
 from pipeline.shared_data import data_workdir, prepare_data
 from pipeline.training_processes import training_processes
-from trainer.baselines import UNTRAINED, baseline_config
-from trainer.metric_names import metric_names
+from trainer.evaluation.baselines import UNTRAINED, baseline_config
+from trainer.evaluation.metric_names import metric_names
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from pydantic import Field, ValidationError, model_validator
 from contracts.config import BaselineName, Section
 from contracts.config_io import ConfigError, explain, read_yaml
 from contracts.names import ScoredMerge
-from trainer.baselines import UNTRAINED
-from trainer.metric_names import COVERAGE, NDCG, recall_name
+from trainer.evaluation.baselines import UNTRAINED
+from trainer.evaluation.metric_names import COVERAGE, NDCG, recall_name
 
 Overrides = dict[str, Any]
 """`section.key` -> value."""

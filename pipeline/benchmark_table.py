@@ -16,7 +16,7 @@ import contracts
 from contracts import artifact, storage
 from pipeline.benchmark_config import BenchmarkConfig
 from pipeline.paired_changes import CONFIDENCE, Change, Lists
-from trainer.metric_names import heading
+from trainer.evaluation.metric_names import heading
 
 Cell = dict[str, float]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from contracts.storage import write_whole
-from trainer.metrics import bootstrap_changes
+from trainer.evaluation.metrics import bootstrap_changes
 
 PerUser = dict[str, dict[str, np.ndarray]]
 """Merge -> metric -> float [num_users]."""

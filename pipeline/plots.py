@@ -7,8 +7,8 @@ from pathlib import Path
 
 from contracts.config import COVERAGE_K
 from contracts.storage import write_whole
-from trainer.metric_names import COVERAGE, recall_k, recall_name
-from trainer.metrics import MetricTable
+from trainer.evaluation.metric_names import COVERAGE, recall_k, recall_name
+from trainer.evaluation.metrics import MetricTable
 
 Metrics = dict[str, MetricTable]
 """Model -> its metrics."""

@@ -17,7 +17,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from beam_jobs.feature_tables import read_feature_table
+from beam_jobs.features.feature_tables import read_feature_table
 from contracts import artifact, storage
 from contracts.config import Config
 from contracts.layout import SERVED_MODEL, Workdir
@@ -27,7 +27,7 @@ from pipeline.plots import Metrics, plot_metrics
 from pipeline.runner import StageResult
 from pipeline.stages import STAGES, exported_servable
 from serving.versions import exported_versions
-from trainer.metric_names import COVERAGE, NDCG, heading, recall_k, recall_name
+from trainer.evaluation.metric_names import COVERAGE, NDCG, heading, recall_k, recall_name
 
 log = logging.getLogger(__name__)
 

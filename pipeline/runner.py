@@ -84,7 +84,7 @@ def require_beam_options(config: Config) -> None:
     """Raises ValueError if Beam has no such runner, would refuse `beam.options`, or would ignore one of them."""
     if config.beam != BeamConfig():  # else Beam need not be imported, e.g. if all is up to date
         with suppress(ImportError):  # on a machine that only trains, no job runs
-            from beam_jobs.beam_run import pipeline_options
+            from beam_jobs.common.beam_run import pipeline_options
 
             pipeline_options(config.beam)
 

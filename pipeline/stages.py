@@ -30,7 +30,7 @@ def _job(name: str) -> Callable[[Config, Workdir, str], None]:
 
 def _model_configs(config: Config) -> dict[str, Config]:
     """The models to train: the product, and the baselines that it is measured against."""
-    from trainer.baselines import baseline_configs
+    from trainer.evaluation.baselines import baseline_configs
 
     return {MAIN_MODEL: config, **baseline_configs(config)}
 
@@ -83,15 +83,15 @@ def _export(config: Config, workdir: Workdir, fingerprint: str) -> None:
 
 
 def _validate(config: Config, workdir: Workdir, fingerprint: str) -> None:
-    from serving.servable_evaluation import evaluate_servable
-    from serving.validate import validate
+    from serving.validation.servable_evaluation import evaluate_servable
+    from serving.validation.validate import validate
 
     servable = exported_servable(workdir)
     validate(config, workdir, servable, fingerprint, evaluate_servable(config, workdir, servable))
 
 
 def _validate_alone(config: Config, workdir: Workdir, fingerprint: str) -> None:
-    from serving.validate import validate
+    from serving.validation.validate import validate
 
     validate(config, workdir, exported_servable(workdir), fingerprint)
 
@@ -112,7 +112,7 @@ def _warm_start_model(config: Config) -> str | None:
 
 
 def _require_what_training_takes(config: Config) -> None:
-    from trainer.enough_negatives import require_negatives
+    from trainer.losses.enough_negatives import require_negatives
 
     for model_config in _model_configs(config).values():
         # The catalogue does not exist yet, but will have at least one item.
@@ -136,7 +136,7 @@ def _require_what_training_takes(config: Config) -> None:
 
 def _require_previous_groups(config: Config) -> None:
     if config.groups.previous is not None:
-        from beam_jobs.stable_groups import previous_manifest
+        from beam_jobs.grouping.stable_groups import previous_manifest
 
         previous_manifest(config.groups.previous)
 
@@ -149,7 +149,7 @@ def _require_mined_from(config: Config) -> None:
         raise ValueError(
             f"windows.mined_from={mined_from!r} does not exist: write it with `python -m trainer.item_embeddings`"
         )
-    from beam_jobs.mined_neighbors import require_item_embeddings
+    from beam_jobs.sampling.mined_neighbors import require_item_embeddings
 
     require_item_embeddings(mined_from)
 

@@ -29,7 +29,7 @@ from pipeline.shared_data import data_workdir, prepare_data
 from pipeline.stage import fingerprints
 from pipeline.stages import STAGES
 from pipeline.training_processes import training_processes
-from trainer.metric_names import recall_name
+from trainer.evaluation.metric_names import recall_name
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Tuned:
 
     Attributes:
         config: the best trial's, whole.
-        recall: its validation recall at `trainer.metrics.monitored_k`.
+        recall: its validation recall at `trainer.evaluation.metrics.monitored_k`.
         trials: finished trials of the study.
         path: YAML file that holds `config`.
     """
@@ -256,7 +256,7 @@ def best_merge(recalls: list[float]) -> dict[str, Any]:
 def train_and_validate(config: Config, workdir: Workdir, name: str) -> list[float]:
     """Validation recall at `monitored_k` under each merge and alpha that is tried."""
     from trainer.evaluate import evaluate_lists
-    from trainer.metrics import monitored_k
+    from trainer.evaluation.metrics import monitored_k
     from trainer.train import train
 
     items = artifact.read_manifest(workdir.item_statistics.path).counts["items"]

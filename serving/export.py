@@ -13,25 +13,25 @@ from contracts.artifact import MANIFEST_NAME, Manifest, from_json, read_json, re
 from contracts.config import Config
 from contracts.layout import ASSETS_EXTRA, SAVED_MODEL, Workdir
 from contracts.names import Split
-from serving.compact_graph import save_compact
-from serving.exact_index import ExactIndexSet
-from serving.exploration import Exploration
-from serving.features import UserFeatures, VocabularyLookup, user_feature_configs
-from serving.group_index import GroupIndex
-from serving.index_build import build_indexes, group_members, tuning_queries
-from serving.index_set import ScannIndexSet
-from serving.index_store import read_indexes, write_indexes
+from serving.graph.compact_graph import save_compact
+from serving.graph.exploration import Exploration
+from serving.graph.features import UserFeatures, VocabularyLookup, user_feature_configs
+from serving.graph.retriever import IndexSet, Retriever
 from serving.requests import UserRequests, user_requests
-from serving.retriever import IndexSet, Retriever
+from serving.search.exact_index import ExactIndexSet
+from serving.search.group_index import GroupIndex
+from serving.search.index_build import build_indexes, group_members, tuning_queries
+from serving.search.index_set import ScannIndexSet
+from serving.search.index_store import read_indexes, write_indexes
 from serving.signatures import require_compatible
 from serving.versions import appearing, next_version, predecessor, unvalidated
 from serving.warmup import WARMUP_FILE, write_warmup
 from trainer.catalogue import Catalogue
-from trainer.exploration import EXPLORATION_SHARE, exploration_share
-from trainer.input_pipeline import EvaluationUsers
-from trainer.model import TwoTowerModel
-from trainer.model_files import load_model
-from trainer.scoring import MIN_PROBABILITY
+from trainer.evaluation.exploration import EXPLORATION_SHARE, exploration_share
+from trainer.evaluation.scoring import MIN_PROBABILITY
+from trainer.input.input_pipeline import EvaluationUsers
+from trainer.models.model_files import load_model
+from trainer.models.two_tower_model import TwoTowerModel
 
 MANIFEST_FILE = ASSETS_EXTRA / MANIFEST_NAME
 FORMULA = "score(u, i) = <e_{u,g(i)}, v_i> + log group_boost_g(i)"

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from contracts.layout import SAVED_MODEL
 from contracts.names import Request, Response, Signature
-from serving.history import without_context
+from serving.graph.history import without_context
 from serving.request_checks import per_user, require_a_list_a_user, require_ids
 from serving.signature_spec import SignatureSpec
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from pydantic import BaseModel
 
 from beam_jobs import group_sweep
-from beam_jobs.command import command_of
+from beam_jobs.common.command import command_of
 from contracts.config import Config
 from contracts.config_io import load_config
 from pipeline.cli import main
@@ -71,8 +71,8 @@ SHOWN = [
 def flags_of(module: str) -> set[str]:
     """Flags that the source of a program declares, its own or the one that it hands its command line to."""
     source = Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")
-    if module.startswith("beam_jobs.") and "from beam_jobs.command import main" in source:
-        source = (ROOT / "beam_jobs" / "command.py").read_text(encoding="utf-8")
+    if module.startswith("beam_jobs.") and "from beam_jobs.common.command import main" in source:
+        source = (ROOT / "beam_jobs" / "common" / "command.py").read_text(encoding="utf-8")
     return set(re.findall(r"""["'](--[a-z0-9-]+)["']""", source))
 
 

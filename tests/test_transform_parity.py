@@ -18,12 +18,12 @@ from apache_beam.testing.util import assert_that, equal_to
 from tensorflow_transform.tf_metadata import dataset_metadata, schema_utils
 
 from beam_jobs import groups, ingest, statistics, transform, windows
-from beam_jobs.preprocessing import raw_feature_spec
+from beam_jobs.features.preprocessing import raw_feature_spec
 from contracts.config import Config, FeatureTable
 from contracts.layout import Workdir
 from contracts.names import EvaluationField, Split, WindowField
 from serving.export import export
-from serving.features import TransformGraph, UserFeatures, VocabularyLookup
+from serving.graph.features import TransformGraph, UserFeatures, VocabularyLookup
 from serving.servable_session import ServableSession
 from serving.signature_spec import SignatureSpec
 from trainer.catalogue import Catalogue

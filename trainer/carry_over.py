@@ -13,11 +13,11 @@ from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config
 from contracts.config_io import read_stored_config
 from contracts.layout import MAIN_MODEL, Model, Workdir
-from trainer.build import build_model
 from trainer.catalogue import Catalogue
-from trainer.exploration import EXPLORATION_SHARE, exploration_share
-from trainer.model_files import save_model
-from trainer.warm_start import warm_start
+from trainer.evaluation.exploration import EXPLORATION_SHARE, exploration_share
+from trainer.models.build import build_model
+from trainer.models.model_files import save_model
+from trainer.training.warm_start import warm_start
 
 log = logging.getLogger(__name__)
 

@@ -14,16 +14,24 @@ from contracts.artifact import Manifest, read_manifest, write_json, writing
 from contracts.config import COVERAGE_K, BaselineName, Config
 from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import ScoredMerge, Split
-from trainer.baselines import UNTRAINED, baseline_config
 from trainer.catalogue import Catalogue
-from trainer.exploration import exploration_share
-from trainer.input_pipeline import EvaluationUsers
-from trainer.linear_baselines import LinearBaseline, linear_lists
-from trainer.metric_names import NDCG_K, recall_name
-from trainer.metrics import ListMetrics, MetricTable, hits, mean_by, metrics_from_lists, recall_at_k, target_recall
-from trainer.model_files import load_model
-from trainer.popularity import popularity_lists
-from trainer.ranking import ExactRanking
+from trainer.evaluation.baselines import UNTRAINED, baseline_config
+from trainer.evaluation.exploration import exploration_share
+from trainer.evaluation.linear_baselines import LinearBaseline, linear_lists
+from trainer.evaluation.metric_names import NDCG_K, recall_name
+from trainer.evaluation.metrics import (
+    ListMetrics,
+    MetricTable,
+    hits,
+    mean_by,
+    metrics_from_lists,
+    recall_at_k,
+    target_recall,
+)
+from trainer.evaluation.popularity import popularity_lists
+from trainer.evaluation.ranking import ExactRanking
+from trainer.input.input_pipeline import EvaluationUsers
+from trainer.models.model_files import load_model
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from contracts.config_io import read_stored_config
 from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import EmbeddingColumn, ItemColumn
 from contracts.storage import make_directory, write_whole
-from trainer.model_files import load_model
+from trainer.models.model_files import load_model
 
 
 def write_item_embeddings(workdir: Workdir, name: str, path: Path) -> int:

@@ -19,22 +19,22 @@ from contracts.errors import Diverged
 from contracts.layout import Model, Workdir
 from contracts.names import Split
 from contracts.storage import write_whole
-from trainer.build import build_model
 from trainer.catalogue import Catalogue
-from trainer.enough_negatives import require_negatives
-from trainer.exploration import EXPLORATION_SHARE, measure_exploration_share
-from trainer.input_pipeline import EvaluationUsers, TrainingWindows, WindowBatch
-from trainer.lazy_adam import LazyAdam
-from trainer.metrics import monitored_k, ndcg_of_places, recall_of_places
-from trainer.model import TwoTowerModel
-from trainer.model_files import save_model
+from trainer.evaluation.exploration import EXPLORATION_SHARE, measure_exploration_share
+from trainer.evaluation.metrics import monitored_k, ndcg_of_places, recall_of_places
+from trainer.evaluation.ranking import ExactRanking
+from trainer.input.input_pipeline import EvaluationUsers, TrainingWindows, WindowBatch
+from trainer.losses.enough_negatives import require_negatives
+from trainer.losses.seen_weight import seen_weight
+from trainer.models.build import build_model
+from trainer.models.model_files import save_model
+from trainer.models.two_tower_model import TwoTowerModel
 from trainer.progress import TrainingProgress
-from trainer.ranking import ExactRanking
 from trainer.replicas import part_of_replica, strategy_of
-from trainer.seen_weight import seen_weight
-from trainer.training_state import TrainingState
-from trainer.warm_start import warm_start
-from trainer.weight_average import SNAPSHOTS_PER_EPOCH
+from trainer.training.lazy_adam import LazyAdam
+from trainer.training.training_state import TrainingState
+from trainer.training.warm_start import warm_start
+from trainer.training.weight_average import SNAPSHOTS_PER_EPOCH
 
 log = logging.getLogger(__name__)
 

@@ -259,5 +259,6 @@ class EvaluationConfig(Section):
     confidence: float = Field(0.95, gt=0, lt=1, description="two-sided confidence level of the intervals")
     baselines: tuple[BaselineName, ...] = Field(
         ("popularity", "single_vector"),
-        description="models measured beside the product, and trained if they need it; see trainer/baselines.py",
+        description="models measured beside the product, and trained if they need it; "
+        "see trainer/evaluation/baselines.py",
     )

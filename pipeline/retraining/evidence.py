@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.metric_names import NDCG_K
-from trainer.metrics import catalog_coverage, hits, ndcg_at_k, recall_at_k, target_recall
-from trainer.ragged import Ragged
+from trainer.evaluation.metric_names import NDCG_K
+from trainer.evaluation.metrics import catalog_coverage, hits, ndcg_at_k, recall_at_k, target_recall
+from trainer.input.ragged import Ragged
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from scipy.special import betaincinv
 
 from contracts.config import GateConfig
 from pipeline.retraining.evidence import Holdout, Measured
-from trainer.metric_names import recall_name
-from trainer.metrics import bootstrap_changes
+from trainer.evaluation.metric_names import recall_name
+from trainer.evaluation.metrics import bootstrap_changes
 
 _NORMAL = NormalDist()
 

@@ -13,7 +13,7 @@ from pipeline.retraining.evidence import Answers, Holdout, Measured, measure
 from pipeline.retraining.gate import judge
 from pipeline.retraining.holdout import HoldoutUsers, index_recall
 from pipeline.stages import exported_servable
-from trainer.metric_names import NDCG, recall_name
+from trainer.evaluation.metric_names import NDCG, recall_name
 
 
 def write_verdict(
@@ -37,8 +37,8 @@ def write_verdict(
     Raises:
         ValueError: the reference cannot be loaded or asked.
     """
-    from trainer.exploration import exploration_share
-    from trainer.scoring import num_explored
+    from trainer.evaluation.exploration import exploration_share
+    from trainer.evaluation.scoring import num_explored
 
     gate = config.retrain.gate
     share = exploration_share(config, artifact.read_manifest(workdir.model(MAIN_MODEL).path))

@@ -33,7 +33,7 @@ class HoldoutUsers:
         """
         from serving.requests import user_requests
         from trainer.catalogue import Catalogue
-        from trainer.input_pipeline import EvaluationUsers
+        from trainer.input.input_pipeline import EvaluationUsers
 
         self._workdir, self._catalogue = workdir, Catalogue.load(workdir)
         self._users = EvaluationUsers.load(workdir, Split.TEST, max_users)
@@ -52,7 +52,7 @@ class HoldoutUsers:
 
     def popularity(self, k: int) -> Answers:
         """The unseen items that the largest number of users took: the reference before anything is served."""
-        from trainer.popularity import popularity_lists
+        from trainer.evaluation.popularity import popularity_lists
 
         return Answers(popularity_lists(self._workdir, self._catalogue.num_items, self._users, k), np.empty(0))
 
@@ -109,7 +109,7 @@ def holdout_events_in_training(workdir: Workdir, start: int, *, others_learn: bo
     Raises:
         ArtifactError: there is no test user.
     """
-    from trainer.input_pipeline import EvaluationUsers, training_events
+    from trainer.input.input_pipeline import EvaluationUsers, training_events
 
     users = EvaluationUsers.load(workdir, Split.TEST)
     targets = np.stack([users.user_index[users.targets.row_ids()], users.targets.values], axis=1)

@@ -71,7 +71,7 @@ def forget_outdated_merges(workdir: Workdir) -> None:
     for merged in (workdir, RetrainRun(workdir).caught_up):
         manifest = artifact.find_manifest(merged.events.path)
         if manifest is not None:
-            from beam_jobs.merge_cooccurrences import is_as_merged
+            from beam_jobs.grouping.merge_cooccurrences import is_as_merged
 
             if not is_as_merged(manifest.details):
                 log.warning("%s is merged again, since the co-occurrence of its spans has changed", merged.events.path)

@@ -110,8 +110,8 @@ def require_tables_like_the_last(config: Config, window: Sequence[Span], store: 
     Raises:
         ValueError: the tables differ too much.
     """
-    from beam_jobs.feature_statistics import feature_statistics
-    from beam_jobs.previous_span import PreviousSpan
+    from beam_jobs.event_log.previous_span import PreviousSpan
+    from beam_jobs.features.feature_statistics import feature_statistics
 
     ingested = [span for span in window if artifact.find_manifest(store.span(span.key).events.path)]
     if all(artifact.find_current(store.span(span.key).events.path, _fingerprint(config, span)) for span in ingested):

@@ -22,7 +22,7 @@ from pipeline.retraining.catch_up import outcome_of, pushed_workdir
 from pipeline.retraining.changes import changes
 from pipeline.retraining.records import Record, all_records, files_of, record_of_version
 from pipeline.stages import exported_servable
-from trainer.metric_names import recall_k
+from trainer.evaluation.metric_names import recall_k
 
 _DIFF_USERS = 5
 _DIFF_LENGTH = 10
@@ -208,7 +208,7 @@ def _lists_difference(store: Store, first: Record, second: Record) -> Table:
     from serving.requests import user_requests
     from serving.servable_session import ServableSession
     from trainer.catalogue import Catalogue
-    from trainer.input_pipeline import EvaluationUsers
+    from trainer.input.input_pipeline import EvaluationUsers
 
     workdir = store.run(second.run_id)
     users = EvaluationUsers.load(workdir, Split.TEST, _DIFF_USERS)

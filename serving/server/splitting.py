@@ -36,7 +36,7 @@ def split(
 def _own_width(request: Arrays, default_width: int) -> int:
     """The largest M of a request's rows, as `Controls.of` reads them; slicing caps it at what the servable gives.
 
-    The graph takes a request without rows as one row of defaults (`serving.graph_inputs`).
+    The graph takes a request without rows as one row of defaults (`serving.graph.graph_inputs`).
     """
     rows = zip(request[Request.NUM_CANDIDATES].tolist(), request[Request.MERGE].tolist(), strict=True)
     widths = [0 if merge not in _MERGES else wanted if wanted > 0 else default_width for wanted, merge in rows]

@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beam_jobs.event_columns import validate
-from beam_jobs.event_files import find_event_files, read_batches, wanted_columns
+from beam_jobs.event_log.event_columns import validate
+from beam_jobs.event_log.event_files import find_event_files, read_batches, wanted_columns
 from contracts.config import DataConfig
 
 HEADER = b"user_id,item_id,timestamp"

@@ -6,7 +6,7 @@ import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import StandardOptions
 
-from beam_jobs.beam_run import collect, pipeline_options
+from beam_jobs.common.beam_run import collect, pipeline_options
 from contracts.config import BeamConfig
 from contracts.config_io import load_config
 from contracts.layout import Workdir

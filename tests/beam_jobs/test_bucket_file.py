@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_jobs.bucket_file import EVENT_SCHEMA, order_events
+from beam_jobs.buckets.bucket_file import EVENT_SCHEMA, order_events
 from contracts.names import EventColumn
 
 # A century in microseconds, times some users, still fits a number of 64 bits; the far ends of time do not.

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import groups, ingest, statistics, windows
-from beam_jobs.busy_users import max_user_positives
+from beam_jobs.sampling.busy_users import max_user_positives
 from contracts.artifact import read_manifest
 from contracts.config import WindowsConfig
 from contracts.layout import ItemStatistics, Workdir
 from contracts.names import ITEMS_PER_USER, Split
 from tests.beam_jobs.helpers import community_log, make_config, read_events, write_log
-from trainer.input_pipeline import TrainingWindows
+from trainer.input.input_pipeline import TrainingWindows
 
 
 @pytest.mark.parametrize(

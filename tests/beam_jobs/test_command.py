@@ -33,7 +33,7 @@ def test_a_workdir_that_tensorflow_would_not_find_again_is_refused(tmp_path: Pat
 _SILENT = """
 import time
 from beam_jobs import statistics
-from beam_jobs.command import main
+from beam_jobs.common.command import main
 from contracts import log_lines
 
 def run(config, workdir, fingerprint):

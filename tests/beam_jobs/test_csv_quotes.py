@@ -9,10 +9,11 @@ from typing import Literal
 import pandas as pd
 import pytest
 
-from beam_jobs import csv_blocks, ingest
-from beam_jobs.csv_blocks import read_csv_batches
-from beam_jobs.csv_quotes import UNCLOSED, Form, find_records
-from beam_jobs.feature_tables import read_feature_table
+from beam_jobs import ingest
+from beam_jobs.event_log import csv_blocks
+from beam_jobs.event_log.csv_blocks import read_csv_batches
+from beam_jobs.event_log.csv_quotes import UNCLOSED, Form, find_records
+from beam_jobs.features.feature_tables import read_feature_table
 from contracts.config import Feature, FeatureTable, TextFormat
 from contracts.layout import Workdir
 from tests.beam_jobs.helpers import make_config, write_log

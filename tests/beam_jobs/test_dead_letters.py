@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from apache_beam.pvalue import TaggedOutput
 
-from beam_jobs import dead_letters, ingest
+from beam_jobs import ingest
+from beam_jobs.event_log import dead_letters
 from beam_jobs.ingest_steps import ReadEvents
 from contracts.config import Config
 from contracts.layout import Events, Workdir

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from beam_jobs.csv_header import split_header
-from beam_jobs.event_files import check_file, find_event_files
+from beam_jobs.event_log.csv_header import split_header
+from beam_jobs.event_log.event_files import check_file, find_event_files
 from contracts.config import DataConfig, TextFormat
 from tests.beam_jobs.helpers import HEADER
 

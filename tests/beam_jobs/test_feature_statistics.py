@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_jobs.feature_statistics import feature_statistics
-from beam_jobs.span_statistics import histograms_of
+from beam_jobs.event_log.span_statistics import histograms_of
+from beam_jobs.features.feature_statistics import feature_statistics
 from contracts.config import DataConfig
 
 VALUES = ["drama", "comedy", "crime", "war", "horror"]

@@ -9,10 +9,10 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
-from beam_jobs import feature_tables
-from beam_jobs.csv_blocks import RawBatch
-from beam_jobs.event_columns import validate
-from beam_jobs.feature_statistics import feature_statistics
+from beam_jobs.event_log.csv_blocks import RawBatch
+from beam_jobs.event_log.event_columns import validate
+from beam_jobs.features import feature_tables
+from beam_jobs.features.feature_statistics import feature_statistics
 from contracts.config import DataConfig, FeatureTable
 
 ROWS, ITEMS, CELL = 200_000, 300, 100

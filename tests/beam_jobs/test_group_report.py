@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from beam_jobs.group_report import describe_groups
-from beam_jobs.side_features import SideFeatures, TokenFeature
+from beam_jobs.features.side_features import SideFeatures, TokenFeature
+from beam_jobs.grouping.group_report import describe_groups
 
 
 def test_a_group_is_called_by_what_is_frequent_in_it_and_rarer_elsewhere() -> None:

@@ -13,17 +13,18 @@ import scipy.sparse as sp
 from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 
-from beam_jobs import cooccurrence, groups, ingest, partition, statistics
-from beam_jobs.cooccurrence import UNIT, PairKeys
-from beam_jobs.item_embeddings import embed_cooccurrences, ppmi
-from beam_jobs.partition import (
+from beam_jobs import groups, ingest, statistics
+from beam_jobs.common.payload import pack_sorted
+from beam_jobs.grouping import cooccurrence, partition
+from beam_jobs.grouping.cooccurrence import UNIT, PairKeys
+from beam_jobs.grouping.item_embeddings import embed_cooccurrences, ppmi
+from beam_jobs.grouping.partition import (
     fill_empty,
     fit_centroids,
     merge_categories,
     nearest_centroid,
     split_categories,
 )
-from beam_jobs.payload import pack_sorted
 from contracts.layout import Workdir
 from tests.beam_jobs.helpers import community_log, make_config, read_groups, write_log
 

@@ -12,12 +12,12 @@ from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
 from beam_jobs import groups
-from beam_jobs.embedding_blocks import blocks_of
+from beam_jobs.features.side_features import SideColumns, read_side_features
+from beam_jobs.grouping.embedding_blocks import blocks_of
+from beam_jobs.grouping.item_embeddings import embed_cold, normalise_rows
+from beam_jobs.grouping.partition import split_categories
+from beam_jobs.grouping.stable_groups import PreviousGroups
 from beam_jobs.groups import EmbeddedItems, Items
-from beam_jobs.item_embeddings import embed_cold, normalise_rows
-from beam_jobs.partition import split_categories
-from beam_jobs.side_features import SideColumns, read_side_features
-from beam_jobs.stable_groups import PreviousGroups
 from tests.beam_jobs.helpers import make_config
 
 NUM_SETTLED, NUM_COLD, NUM_GROUPS = 400, 1_200, 8

@@ -13,17 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_jobs import groups, ingest, statistics, windows
-from beam_jobs.bucket_events import BucketEvents
-from beam_jobs.history_events import history_events, latest_context
-from beam_jobs.window_records import evaluation_records
+from beam_jobs.buckets.bucket_events import BucketEvents
+from beam_jobs.records.history_events import history_events, latest_context
+from beam_jobs.records.window_records import evaluation_records
 from contracts.artifact import read_manifest
 from contracts.config import Config
 from contracts.config.data import FeedbackConfig
 from contracts.layout import Workdir
 from contracts.names import MOST_CONTEXT, EvaluationField, Split
 from tests.beam_jobs.helpers import make_config, read_events
-from trainer.input_pipeline import EvaluationUsers, TrainingWindows
-from trainer.ragged import Ragged
+from trainer.input.input_pipeline import EvaluationUsers, TrainingWindows
+from trainer.input.ragged import Ragged
 
 LEVELS = ("seen", "opened", "liked", "bought")
 TARGET = 2

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from beam_jobs import id_index
-from beam_jobs.hashing import hash_strings
-from beam_jobs.id_index import IdIndex
+from beam_jobs.common import id_index
+from beam_jobs.common.hashing import hash_strings
+from beam_jobs.common.id_index import IdIndex
 
 KNOWN = [
     "b",

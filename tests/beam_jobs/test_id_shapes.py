@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from beam_jobs.id_shapes import (
+from beam_jobs.event_log.id_shapes import (
     are_lists,
     are_random,
     begin_oddly,

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import ingest
-from beam_jobs.column_text import LOST_DIGITS
-from beam_jobs.csv_blocks import RawBatch
-from beam_jobs.event_columns import validate
+from beam_jobs.event_log.column_text import LOST_DIGITS
+from beam_jobs.event_log.csv_blocks import RawBatch
+from beam_jobs.event_log.event_columns import validate
 from contracts.config import DataConfig
 from contracts.layout import Workdir
 from tests.beam_jobs.damaged_files import changed_parquet, cut_gzip, truncated_parquet

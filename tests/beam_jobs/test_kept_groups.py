@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import groups, ingest, statistics
-from beam_jobs.kept_groups import cooccurrences_within, keep_groups
-from beam_jobs.side_features import read_side_features
-from beam_jobs.stable_groups import PreviousGroups
+from beam_jobs.features.side_features import read_side_features
+from beam_jobs.grouping.kept_groups import cooccurrences_within, keep_groups
+from beam_jobs.grouping.stable_groups import PreviousGroups
 from contracts.artifact import read_manifest
 from contracts.layout import Workdir
 from tests.beam_jobs.helpers import community_log, make_config, read_groups

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import groups, ingest, statistics, transform, windows
-from beam_jobs.event_files import find_event_files
-from beam_jobs.feature_tables import read_feature_table
+from beam_jobs.event_log.event_files import find_event_files
+from beam_jobs.features.feature_tables import read_feature_table
 from contracts.config import FeatureTable
 from contracts.layout import Workdir
 from tests.beam_jobs.helpers import HEADER, make_config, write_log

@@ -13,20 +13,20 @@ import tensorflow as tf
 from scipy.stats import chisquare
 
 from beam_jobs import groups, ingest, statistics, windows
-from beam_jobs.mined_neighbors import (
+from beam_jobs.sampling.mined_neighbors import (
     find_neighbors,
     nearest,
     neighbor_lists,
     read_item_embeddings,
     require_item_embeddings,
 )
-from beam_jobs.negatives import OwnedItems, WindowNegatives, exposures_of
-from beam_jobs.uniform import UniformLists
+from beam_jobs.sampling.negatives import OwnedItems, WindowNegatives, exposures_of
+from beam_jobs.sampling.uniform import UniformLists
 from contracts.config import BeamConfig, Config
 from contracts.layout import Workdir
 from contracts.names import PADDING_INDEX, Split, WindowField
 from tests.beam_jobs.helpers import HEADER, make_config, read_events, write_log
-from trainer.input_pipeline import TrainingWindows
+from trainer.input.input_pipeline import TrainingWindows
 
 DRAWS = 20_000
 
@@ -73,8 +73,8 @@ def test_mined_negatives_are_uniform_over_the_neighbours_that_the_user_does_not_
 
 
 def test_neighbours_by_brute_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("beam_jobs.mined_neighbors._ROWS_PER_ELEMENT", 17)
-    monkeypatch.setattr("beam_jobs.mined_neighbors._SCORES_AT_ONCE", 150)
+    monkeypatch.setattr("beam_jobs.sampling.mined_neighbors._ROWS_PER_ELEMENT", 17)
+    monkeypatch.setattr("beam_jobs.sampling.mined_neighbors._SCORES_AT_ONCE", 150)
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(60, 5))
     vectors[7] = 0  # no embedding: no neighbours, and nobody's neighbour

@@ -19,8 +19,8 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from click.testing import CliRunner
 
 from beam_jobs import groups, ingest, statistics, transform, windows
-from beam_jobs.distributed_kmeans import AssignBlock
-from beam_jobs.object_store import BeamStore
+from beam_jobs.common.object_store import BeamStore
+from beam_jobs.grouping.distributed_kmeans import AssignBlock
 from benchmarks.beam_runners import write_config
 from contracts import lock, storage
 from contracts.artifact import current, find_manifest, read_manifest

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from beam_jobs import groups, ingest, statistics, statistics_steps, windows
-from beam_jobs.feature_tables import read_feature_table
+from beam_jobs.features.feature_tables import read_feature_table
 from contracts.artifact import Manifest
 from contracts.config import FeatureTable
 from contracts.layout import Workdir

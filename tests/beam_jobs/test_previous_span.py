@@ -9,10 +9,9 @@ import pyarrow as pa
 import pytest
 
 from beam_jobs import ingest
-from beam_jobs.feature_statistics import feature_statistics, magnitudes, value_counts
-from beam_jobs.id_shapes import id_shapes, merge_shapes
-from beam_jobs.span_schema import drift_anomalies, infer_schema, read_schema, schema_anomalies
-from beam_jobs.span_statistics import (
+from beam_jobs.event_log.id_shapes import id_shapes, merge_shapes
+from beam_jobs.event_log.span_schema import drift_anomalies, infer_schema, read_schema, schema_anomalies
+from beam_jobs.event_log.span_statistics import (
     Statistics,
     dataset_statistics,
     event_statistics,
@@ -21,6 +20,7 @@ from beam_jobs.span_statistics import (
     late_event,
     read_statistics,
 )
+from beam_jobs.features.feature_statistics import feature_statistics, magnitudes, value_counts
 from contracts.artifact import writing
 from contracts.config import Config, DataConfig, Feature
 from contracts.layout import Workdir

@@ -5,12 +5,12 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beam_jobs.bucket_events import BucketEvents
-from beam_jobs.history_events import find_repeats
-from beam_jobs.negatives import OwnedItems, WindowNegatives
-from beam_jobs.payload import pack_parts, pack_sorted, unpack, unpack_sorted
-from beam_jobs.splits import leave_one_out
-from beam_jobs.window_records import window_bounds
+from beam_jobs.buckets.bucket_events import BucketEvents
+from beam_jobs.buckets.splits import leave_one_out
+from beam_jobs.common.payload import pack_parts, pack_sorted, unpack, unpack_sorted
+from beam_jobs.records.history_events import find_repeats
+from beam_jobs.records.window_records import window_bounds
+from beam_jobs.sampling.negatives import OwnedItems, WindowNegatives
 from contracts.names import PADDING_INDEX, Split
 
 COUNTS = st.lists(st.integers(0, 30), min_size=1, max_size=12).map(np.array)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import groups, ingest, statistics, transform, windows
-from beam_jobs.span_statistics import MISSING, OTHER, histograms_of, read_statistics
+from beam_jobs.event_log.span_statistics import MISSING, OTHER, histograms_of, read_statistics
 from contracts.artifact import read_manifest
 from contracts.config import Config
 from contracts.config_io import ConfigError, load_config
@@ -20,7 +20,7 @@ from contracts.names import Split, WindowField
 from serving.requests import user_requests
 from tests.beam_jobs.helpers import make_config, read_events, write_log
 from trainer.catalogue import Catalogue
-from trainer.input_pipeline import EvaluationUsers, TrainingWindows
+from trainer.input.input_pipeline import EvaluationUsers, TrainingWindows
 
 PAGES, DEVICES = ["home", "2"], ["phone"]
 FEATURES = [{"name": "page", "values": PAGES}, {"name": "device", "column": "Device type", "values": DEVICES}]

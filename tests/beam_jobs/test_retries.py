@@ -10,10 +10,10 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.utils.shared import Shared
 
 from beam_jobs import groups, ingest, statistics, transform, windows
-from beam_jobs.distributed_kmeans import refine_centroids
-from beam_jobs.embedding_blocks import blocks_of
-from beam_jobs.files import write_array
-from beam_jobs.item_embeddings import normalise_rows
+from beam_jobs.common.files import write_array
+from beam_jobs.grouping.distributed_kmeans import refine_centroids
+from beam_jobs.grouping.embedding_blocks import blocks_of
+from beam_jobs.grouping.item_embeddings import normalise_rows
 from benchmarks.beam_runners import contents, write_config
 from contracts.config import BeamConfig
 from contracts.config_io import load_config

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from beam_jobs import negatives
-from beam_jobs.alias import AliasTables
-from beam_jobs.negatives import OwnedItems, WindowNegatives
+from beam_jobs.sampling import negatives
+from beam_jobs.sampling.alias import AliasTables
+from beam_jobs.sampling.negatives import OwnedItems, WindowNegatives
 from beam_jobs.statistics_steps import sampling_probabilities
 from contracts.names import PADDING_INDEX
 
@@ -94,7 +94,7 @@ def test_both_ways_to_look_up_owned_items_agree(monkeypatch: pytest.MonkeyPatch)
     users, items = rng.integers(0, 20, 300), rng.integers(1, 51, 300)
     asked = rng.integers(0, 20, 999), rng.integers(1, 51, 999)
     bitmap = OwnedItems(users, items, 20, 50).contains(*asked)
-    monkeypatch.setattr("beam_jobs.negatives._BITMAP_BITS", 0)
+    monkeypatch.setattr("beam_jobs.sampling.negatives._BITMAP_BITS", 0)
     keys = OwnedItems(users, items, 20, 50).contains(*asked)
     pairs = set(zip(users.tolist(), items.tolist(), strict=True))
     expected = [pair in pairs for pair in zip(asked[0].tolist(), asked[1].tolist(), strict=True)]

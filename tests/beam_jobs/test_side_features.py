@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_jobs import side_features
-from beam_jobs.item_embeddings import embed_cold, normalise_rows
-from beam_jobs.side_features import SideFeatures, read_side_features, take_apart
+from beam_jobs.features import side_features
+from beam_jobs.features.side_features import SideFeatures, read_side_features, take_apart
+from beam_jobs.grouping.item_embeddings import embed_cold, normalise_rows
 from contracts.config import Feature, FeatureTable
 
 

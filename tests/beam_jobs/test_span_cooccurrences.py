@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_jobs import merge_spans, span_cooccurrences, statistics
-from beam_jobs.cooccurrence import UNIT
-from beam_jobs.item_embeddings import read_block
-from beam_jobs.merge_cooccurrences import count_cooccurrences, is_as_merged, sources_of
+from beam_jobs import merge_spans, statistics
+from beam_jobs.grouping import span_cooccurrences
+from beam_jobs.grouping.cooccurrence import UNIT
+from beam_jobs.grouping.item_embeddings import read_block
+from beam_jobs.grouping.merge_cooccurrences import count_cooccurrences, is_as_merged, sources_of
 from contracts.artifact import forget, read_manifest
 from contracts.config import Config
 from contracts.layout import Workdir

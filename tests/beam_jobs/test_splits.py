@@ -10,10 +10,10 @@ import pytest
 import scipy.stats
 
 from beam_jobs import groups, ingest, ingest_steps, statistics, windows
-from beam_jobs.bucket_file import order_events
-from beam_jobs.csv_blocks import RawBatch
-from beam_jobs.payload import pack, unpack
-from beam_jobs.splits import by_time, leave_one_out, time_quantile
+from beam_jobs.buckets.bucket_file import order_events
+from beam_jobs.buckets.splits import by_time, leave_one_out, time_quantile
+from beam_jobs.common.payload import pack, unpack
+from beam_jobs.event_log.csv_blocks import RawBatch
 from contracts.config import DataConfig
 from contracts.layout import Workdir
 from contracts.names import EventColumn, Split

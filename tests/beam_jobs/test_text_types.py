@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import ingest
-from beam_jobs.csv_blocks import RawBatch
-from beam_jobs.event_columns import validate
-from beam_jobs.event_files import find_event_files
-from beam_jobs.feature_tables import read_feature_table
-from beam_jobs.vector_column import to_matrix
+from beam_jobs.event_log.csv_blocks import RawBatch
+from beam_jobs.event_log.event_columns import validate
+from beam_jobs.event_log.event_files import find_event_files
+from beam_jobs.event_log.vector_column import to_matrix
+from beam_jobs.features.feature_tables import read_feature_table
 from contracts.config import DataConfig, FeatureTable
 from contracts.layout import Workdir
 from tests.beam_jobs.helpers import dead_letters, make_config, read_events

@@ -5,7 +5,7 @@ import datetime as dt
 import pyarrow as pa
 import pytest
 
-from beam_jobs.timestamps import TIME_PROBLEMS, parse_time, parse_times
+from beam_jobs.event_log.timestamps import TIME_PROBLEMS, parse_time, parse_times
 
 SECOND = 1_700_000_000
 

@@ -12,8 +12,8 @@ import tensorflow_transform as tft
 from tensorflow_transform.analyzers import sanitized_vocab_filename
 
 from beam_jobs import ingest, statistics, transform
-from beam_jobs.feature_tables import read_feature_table
-from beam_jobs.raw_tables import ROWS_PER_BATCH, ReadRawBatches, write_raw_table
+from beam_jobs.features.feature_tables import read_feature_table
+from beam_jobs.features.raw_tables import ROWS_PER_BATCH, ReadRawBatches, write_raw_table
 from contracts.artifact import read_manifest
 from contracts.config import FeatureTable
 from contracts.layout import Workdir, vocabulary_file

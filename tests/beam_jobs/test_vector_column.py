@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from beam_jobs import vector_column
-from beam_jobs.feature_tables import read_feature_table
-from beam_jobs.vector_column import to_matrix, to_vectors
+from beam_jobs.event_log import vector_column
+from beam_jobs.event_log.vector_column import to_matrix, to_vectors
+from beam_jobs.features.feature_tables import read_feature_table
 from contracts.config import Feature, FeatureTable
 
 NUMBERS = [[1.0, 2.0], None, [3.0, -4.5], [0.0, 1e-3]]

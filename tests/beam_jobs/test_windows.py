@@ -10,15 +10,15 @@ import pytest
 import tensorflow as tf
 
 from beam_jobs import groups, ingest, statistics, windows
-from beam_jobs.bucket_events import BucketEvents
-from beam_jobs.example_encoder import RaggedColumn, encode_examples
-from beam_jobs.window_records import evaluation_records, user_blocks, window_bounds
+from beam_jobs.buckets.bucket_events import BucketEvents
+from beam_jobs.records.example_encoder import RaggedColumn, encode_examples
+from beam_jobs.records.window_records import evaluation_records, user_blocks, window_bounds
 from contracts.artifact import read_manifest
 from contracts.config import Config
 from contracts.layout import Workdir
 from contracts.names import EvaluationField, Split, WindowField
 from tests.beam_jobs.helpers import community_log, make_config, read_events
-from trainer.input_pipeline import TrainingWindows
+from trainer.input.input_pipeline import TrainingWindows
 
 
 def _parse(records: bytes | Path, path: Path) -> list[dict[str, list[int]]]:

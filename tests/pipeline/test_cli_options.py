@@ -21,8 +21,8 @@ import tensorflow as tf
 from click.testing import CliRunner
 from rich.console import Console
 
-from beam_jobs import bucket_file
-from beam_jobs.files import write_array
+from beam_jobs.buckets import bucket_file
+from beam_jobs.common.files import write_array
 from contracts.config import Config
 from contracts.errors import Unfit
 from contracts.storage import write_whole
@@ -32,8 +32,8 @@ from pipeline.cli_options import disk_error_message, reports_user_errors
 from pipeline.report import metrics_table
 from pipeline.retraining import commands
 from pipeline.retraining.retrain import Result
-from serving.index_store import INDEXES_FILE, write_indexes
-from trainer.model_files import require_room
+from serving.search.index_store import INDEXES_FILE, write_indexes
+from trainer.models.model_files import require_room
 
 _ROOT = Path(__file__).parents[2]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from beam_jobs.merge_cooccurrences import SPANS
-from beam_jobs.span_cooccurrences import identity_of
+from beam_jobs.grouping.merge_cooccurrences import SPANS
+from beam_jobs.grouping.span_cooccurrences import identity_of
 from contracts import artifact
 from contracts.config_io import load_config
 from contracts.layout import Events, Workdir

@@ -29,8 +29,8 @@ from serving import servable_session
 from serving.servable_session import Recommendations
 from tests.beam_jobs.helpers import make_config
 from tests.trainer.artifacts import cyclic_log, write_artifacts
-from trainer import input_pipeline
-from trainer.ragged import Ragged
+from trainer.input import input_pipeline
+from trainer.input.ragged import Ragged
 
 DAY, FIRST = 86_400, 1_704_067_200
 START = (FIRST + 2 * DAY) * 1_000_000

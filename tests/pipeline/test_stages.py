@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import contracts
-import serving.validate
+import serving.validation.validate
 import trainer.train
 from contracts import artifact
 from contracts.config import Config, Section
@@ -19,7 +19,7 @@ from pipeline.datasets.synthetic import SyntheticLog, generate
 from pipeline.runner import run_stages
 from pipeline.stage import Stage
 from pipeline.stages import STAGES
-from serving.validate_process import check_servables
+from serving.validation.validate_process import check_servables
 
 BY_NAME = {stage.name: stage for stage in STAGES}
 SMALL = ["evaluation.baselines=[popularity, single_vector]", "evaluation.ks=[10]", "evaluation.bootstrap_samples=2"]
@@ -75,7 +75,7 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Read]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Section, "__getattribute__", read)
         patch.setattr(Workdir, "__getattribute__", find)
-        patch.setattr(serving.validate, "validate", in_this_process)
+        patch.setattr(serving.validation.validate, "validate", in_this_process)
         for stage in STAGES:
             seen = found[stage.name] = Read()
             stage.run(config, workdir, "f")

@@ -9,9 +9,9 @@ import numpy as np
 
 from contracts.config import ServingConfig
 from contracts.names import MERGES
-from serving.checks import EmbeddedRequests, ListsVerdict, check_lists
-from serving.exact_merge import Corpus, RowControls
 from serving.servable_session import Recommendations, ServableSession
+from serving.validation.checks import EmbeddedRequests, ListsVerdict, check_lists
+from serving.validation.exact_merge import Corpus, RowControls
 from trainer.catalogue import Catalogue
 
 

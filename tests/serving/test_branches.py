@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 
-from serving.branches import Branches
+from serving.search.branches import Branches
 
 
 def _halved(number: tf.Tensor) -> list[tf.Tensor]:

@@ -12,7 +12,7 @@ from tensorflow.core.framework import function_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 
 from contracts.layout import SAVED_MODEL
-from serving.compact_graph import make_compact, save_compact
+from serving.graph.compact_graph import make_compact, save_compact
 
 
 class _Module(tf.Module):

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from contracts.config import ServingConfig
 from contracts.names import Request
-from serving.controls import Controls
+from serving.graph.controls import Controls
 from serving.servable_session import Servable
 
 

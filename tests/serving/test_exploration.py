@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from serving.exclusion import Exclusions
-from serving.exploration import Exploration
-from serving.slots import items_by_slot, slots_by_item
+from serving.graph.exclusion import Exclusions
+from serving.graph.exploration import Exploration
+from serving.search.slots import items_by_slot, slots_by_item
 
 NUM_ITEMS, NUM_GROUPS, DIM = 90, 3, 4
 

@@ -7,11 +7,11 @@ import pytest
 import tensorflow as tf
 
 from contracts.config import ServingConfig
-from serving.exact_index import ExactIndexSet
 from serving.export import require_sound
-from serving.group_index import GroupIndex, build_group_index, choose_structure, index_fingerprint
-from serving.group_search import GroupResults
-from serving.index_set import ScannIndexSet
+from serving.search.exact_index import ExactIndexSet
+from serving.search.group_index import GroupIndex, build_group_index, choose_structure, index_fingerprint
+from serving.search.group_search import GroupResults
+from serving.search.index_set import ScannIndexSet
 
 DIM = 16
 SERVING = ServingConfig(num_candidates=50)
@@ -281,7 +281,7 @@ def test_another_scann_or_other_code_builds_anew(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(metadata, "version", lambda name: {"scann": "9.9"}[name])
         found.append(index_fingerprint(vectors, SERVING))
-    monkeypatch.setattr("serving.group_index.code_of", lambda *rooms: "other")
+    monkeypatch.setattr("serving.search.group_index.code_of", lambda *rooms: "other")
     found.append(index_fingerprint(vectors, SERVING))
     assert len(set(found)) == 3
 

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from contracts.names import MOST_CONTEXT
-from serving.history import is_repeat, latest_context
+from serving.graph.history import is_repeat, latest_context
 
 
 @pytest.mark.parametrize("length", [0, 1, 40])

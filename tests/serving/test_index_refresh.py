@@ -8,15 +8,15 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from serving.group_index import as_array, build_group_index
-from serving.index_build import build_indexes, group_members, tuning_queries
-from serving.index_set import ScannIndexSet
-from serving.index_store import read_indexes
-from serving.scann_resource import ScannResources, StoredIndexes
+from serving.search.group_index import as_array, build_group_index
+from serving.search.index_build import build_indexes, group_members, tuning_queries
+from serving.search.index_set import ScannIndexSet
+from serving.search.index_store import read_indexes
+from serving.search.scann_resource import ScannResources, StoredIndexes
+from serving.search.slots import items_by_slot
 from serving.signatures import require_compatible
-from serving.slots import items_by_slot
 from tests.serving.conftest import GROUP_SIZES, MODEL, TUNED_RECALL, Trained, make_config
-from trainer.model_files import load_model
+from trainer.models.model_files import load_model
 
 SERVING = make_config(recall_target=TUNED_RECALL).serving
 
@@ -97,7 +97,7 @@ def test_of_a_version_that_is_damaged_nothing_is_taken_over(file, damage, servab
     if damage:
         (version / file).write_bytes(damage(content))
     queries, embeddings, members = parts
-    with caplog.at_level("WARNING", "serving.index_store"):
+    with caplog.at_level("WARNING", "serving.search.index_store"):
         stored = read_indexes(version)
     assert build_indexes(SERVING, queries, embeddings, members, stored).rebuilt == list(range(len(GROUP_SIZES)))
     assert f"{version}: its indexes cannot be read" in caplog.text

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from serving.index_tuning import TuningSample, tuned_searches
+from serving.search.index_tuning import TuningSample, tuned_searches
 
 SIZE, LEAVES = 12, 3
 BEST_FIRST = np.arange(SIZE, 0, -1, dtype=np.float32)

@@ -1,14 +1,14 @@
-"""The in-graph merge against trainer.scoring and a plain Python selection."""
+"""The in-graph merge against trainer.evaluation.scoring and a plain Python selection."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from contracts.names import MERGES
-from serving.exclusion import Exclusions
-from serving.group_search import GroupResults
-from serving.merge import LOG_PROBABILITY_FLOOR, GroupPlan, plan_groups, select
-from trainer.scoring import fill_quotas, quotas
+from serving.graph.exclusion import Exclusions
+from serving.graph.merge import LOG_PROBABILITY_FLOOR, GroupPlan, plan_groups, select
+from serving.search.group_search import GroupResults
+from trainer.evaluation.scoring import fill_quotas, quotas
 
 
 def random_case(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -13,13 +13,13 @@ import tensorflow as tf
 
 from contracts.config import Config, ServingConfig, WindowsConfig
 from contracts.names import MERGES
-from serving.exact_index import ExactIndexSet
-from serving.exploration import Exploration
 from serving.export import save
-from serving.features import VocabularyLookup
-from serving.group_index import GroupIndex, build_group_index
-from serving.index_set import ScannIndexSet
-from serving.retriever import Retriever
+from serving.graph.exploration import Exploration
+from serving.graph.features import VocabularyLookup
+from serving.graph.retriever import Retriever
+from serving.search.exact_index import ExactIndexSet
+from serving.search.group_index import GroupIndex, build_group_index
+from serving.search.index_set import ScannIndexSet
 from serving.servable_session import Recommendations, ServableSession
 from trainer.catalogue import Catalogue
 

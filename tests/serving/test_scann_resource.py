@@ -11,10 +11,10 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from contracts.config import ServingConfig
 from contracts.layout import SAVED_MODEL
-from serving import scann_resource
-from serving.compact_graph import save_compact
-from serving.group_index import build_group_index
-from serving.index_set import ScannIndexSet
+from serving.graph.compact_graph import save_compact
+from serving.search import scann_resource
+from serving.search.group_index import build_group_index
+from serving.search.index_set import ScannIndexSet
 from serving.servable_session import ServableSession
 
 _DIM = 8

@@ -12,18 +12,18 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from contracts.names import MERGES, Request, Response, Signature, Split
 from serving.export import MANIFEST_FILE
-from serving.loaders import CServable
 from serving.requests import user_requests
-from serving.servable_evaluation import evaluate_servable
 from serving.servable_session import Recommendations, ServableSession
+from serving.validation.loaders import CServable
+from serving.validation.servable_evaluation import evaluate_servable
 from serving.versions import last_version, next_version
 from serving.warmup import read_warmup
 from tests.serving.asking import check, corpus_of, random_controls
 from tests.serving.conftest import GROUP_SIZES, MODEL, NUM_USERS, Trained, make_log
 from trainer.evaluate import evaluate
-from trainer.input_pipeline import EvaluationUsers
-from trainer.model_files import load_model
-from trainer.ranking import encode_users
+from trainer.evaluation.ranking import encode_users
+from trainer.input.input_pipeline import EvaluationUsers
+from trainer.models.model_files import load_model
 
 
 @pytest.fixture(scope="module", params=["scann", "exact"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from serving.top_columns import kth_largest, top_columns, top_of_many
+from serving.search.top_columns import kth_largest, top_columns, top_of_many
 
 
 @pytest.mark.parametrize(

@@ -18,15 +18,15 @@ from contracts.artifact import ArtifactError
 from contracts.errors import Unfit
 from contracts.layout import Workdir
 from contracts.serving_labels import versions_on_disk
-from serving import checks, validate_process
-from serving.checks import EmbeddedRequests, ListsVerdict, check_lists, int8_score_error
-from serving.exact_merge import Corpus, RowControls, Selection, exact_selection
 from serving.export import export
-from serving.index_store import read_indexes
-from serving.loaders import CServable
+from serving.search.index_store import read_indexes
 from serving.servable_session import Recommendations
-from serving.validate import validate
-from serving.validate_process import check_servables
+from serving.validation import checks, validate_process
+from serving.validation.checks import EmbeddedRequests, ListsVerdict, check_lists, int8_score_error
+from serving.validation.exact_merge import Corpus, RowControls, Selection, exact_selection
+from serving.validation.loaders import CServable
+from serving.validation.validate import validate
+from serving.validation.validate_process import check_servables
 from tests.serving.conftest import MODEL, Trained, make_config, write_model
 
 ROOT = Path(__file__).parents[2]
@@ -292,7 +292,8 @@ def test_a_validation_ends_with_the_process_that_waits_for_it(tmp_path):
     """However that one ends: what holds memory and a core would be in the way of the next run."""
     config = tmp_path / "config.yaml"
     os.mkfifo(config)  # whose reader waits for what is never written
-    command = [sys.executable, "-m", "serving.validate_process", "workdir", "servable", str(config), "report"]
+    module = "serving.validation.validate_process"
+    command = [sys.executable, "-m", module, "workdir", "servable", str(config), "report"]
     script = f"import subprocess; subprocess.run({command!r})"
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE) as parent:
         writer = open_once_read(config)

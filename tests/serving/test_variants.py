@@ -16,15 +16,15 @@ from contracts.names import Split
 from serving.export import export
 from serving.requests import user_requests
 from serving.servable_session import ServableSession
-from serving.validate_process import check_servables
+from serving.validation.validate_process import check_servables
 from tests.serving.asking import check, corpus_of
 from tests.serving.conftest import Trained, make_config, write_model
 from trainer.catalogue import Catalogue
-from trainer.input_pipeline import EvaluationUsers
-from trainer.model_files import load_model
-from trainer.oov_buckets import bucket_index
-from trainer.ragged import Ragged
-from trainer.ranking import ExactRanking, encode_users
+from trainer.evaluation.ranking import ExactRanking, encode_users
+from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.ragged import Ragged
+from trainer.models.model_files import load_model
+from trainer.towers.oov_buckets import bucket_index
 
 VARIANTS = {
     "group before the encoder": {"conditioning": "multiply_tokens"},
@@ -89,7 +89,7 @@ def test_the_share_of_cold_items_is_served_as_it_was_evaluated(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The share that was measured of the model; a request may ask for another number, and the config for no share."""
-    monkeypatch.setattr("serving.exploration._CODE", 0.0)  # by which items that nearly tie may change places
+    monkeypatch.setattr("serving.graph.exploration._CODE", 0.0)  # by which items that nearly tie may change places
     config = make_config(indexes=("exact",), model_name="exploring")
     write_model(config, trained.workdir, "exploring", seed=7, exploration_share=0.3)
     users = EvaluationUsers.load(trained.workdir, Split.TEST)
@@ -140,7 +140,7 @@ def test_context_is_served_as_it_was_evaluated(trained: Trained) -> None:
 
 
 def test_where_repeats_are_kept_those_of_context_are_not(trained: Trained) -> None:
-    """As `beam_jobs.history_events` has it: of context the first event, and none of an item that is taken."""
+    """As `beam_jobs.records.history_events` has it: of context the first event, and none of an item that is taken."""
     config = context_config("repeats", repeats="keep")
     write_model(config, trained.workdir, "repeats", seed=9)
     with ServableSession(export(config, trained.workdir, "repeats", "fingerprint"), num_threads=1) as session:

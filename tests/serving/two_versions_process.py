@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from contracts.names import Response, Signature
-from serving.loaders import EagerServable
 from serving.servable_session import ServableSession, request_inputs
+from serving.validation.loaders import EagerServable
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import contracts  # noqa: F401  (selects Keras 2)
 from contracts.artifact import writing
 from contracts.layout import ItemGroups, ItemStatistics, Transform, Windows, Workdir
 from contracts.names import ITEMS_PER_USER, EvaluationField, Split, WindowField
-from trainer.ragged import Ragged
+from trainer.input.ragged import Ragged
 
 
 def of_rows(rows: Sequence[Sequence[int]]) -> Ragged:

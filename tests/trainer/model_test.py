@@ -9,10 +9,10 @@ from contracts.config import Config
 from contracts.layout import Workdir
 from contracts.names import Split
 from trainer.catalogue import Catalogue
-from trainer.input_pipeline import EvaluationUsers, TrainingWindows
-from trainer.model import TwoTowerModel
-from trainer.model_files import load_model
-from trainer.ranking import ExactRanking
+from trainer.evaluation.ranking import ExactRanking
+from trainer.input.input_pipeline import EvaluationUsers, TrainingWindows
+from trainer.models.model_files import load_model
+from trainer.models.two_tower_model import TwoTowerModel
 from trainer.train import train
 
 # A history, one of a single event, none at all; of two known users and an unknown one.

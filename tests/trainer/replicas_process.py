@@ -18,10 +18,10 @@ from contracts.config import Config
 from contracts.layout import Workdir
 from tests.trainer.artifacts import cyclic_log, write_artifacts
 from tests.trainer.conftest import small_config
-from trainer.model_files import load_model
+from trainer.models.model_files import load_model
 from trainer.replicas import strategy_of
 from trainer.train import train
-from trainer.training_state import TrainingState
+from trainer.training.training_state import TrainingState
 
 
 def main(folder: Path, batch_size: int) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from tests.trainer.artifacts import Log, write_artifacts
-from trainer.candidate_tower import CandidateTower
 from trainer.catalogue import Catalogue
+from trainer.towers.candidate_tower import CandidateTower
 
 NUM_ITEMS, COLD = 6, 6
 SPEC = {"name": "price", "kind": "numeric", "vocabulary_size": 0, "max_tokens": 1}

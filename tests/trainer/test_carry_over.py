@@ -22,14 +22,14 @@ from tests.trainer.test_warm_start import (
     scores,
     table_of,
 )
-from trainer.baselines import baseline_config
-from trainer.build import build_model
 from trainer.carry_over import carry_over
 from trainer.catalogue import Catalogue
+from trainer.evaluation.baselines import baseline_config
 from trainer.layers.feature_embedding import feature_weight
-from trainer.model import TwoTowerModel
-from trainer.model_files import load_model
-from trainer.warm_start import warm_start
+from trainer.models.build import build_model
+from trainer.models.model_files import load_model
+from trainer.models.two_tower_model import TwoTowerModel
+from trainer.training.warm_start import warm_start
 
 
 def test_without_training_known_items_keep_their_vectors(tmp_path: Path) -> None:

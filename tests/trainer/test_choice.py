@@ -7,8 +7,8 @@ from contracts.layout import Workdir
 from tests.trainer.conftest import small_config
 from tests.trainer.test_objective import Encoded, perturbed
 from trainer.catalogue import Catalogue
-from trainer.input_pipeline import TrainingWindows
-from trainer.model import TwoTowerModel
+from trainer.input.input_pipeline import TrainingWindows
+from trainer.models.two_tower_model import TwoTowerModel
 
 
 @pytest.mark.parametrize("kinds", [("exposed",), ("mined",), ("exposed", "mined")], ids="+".join)

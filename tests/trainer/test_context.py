@@ -7,10 +7,10 @@ import tensorflow as tf
 from contracts.layout import Workdir
 from tests.trainer.artifacts import cyclic_log, write_artifacts
 from tests.trainer.conftest import small_config
-from trainer.build import build_model
 from trainer.catalogue import Catalogue
-from trainer.input_pipeline import WindowBatch
-from trainer.model import TwoTowerModel
+from trainer.input.input_pipeline import WindowBatch
+from trainer.models.build import build_model
+from trainer.models.two_tower_model import TwoTowerModel
 
 FEEDBACK = {"levels": ["seen", "liked"], "target_level": "liked"}
 

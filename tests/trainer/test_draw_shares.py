@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from contracts.config import LossConfig
 from trainer.catalogue import Catalogue
-from trainer.negative_pools import NegativePools
+from trainer.losses.negative_pools import NegativePools
 
 NUM_ITEMS, NUM_GROUPS, NUM_USERS = 40, 4, 500
 

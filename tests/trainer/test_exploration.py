@@ -13,8 +13,8 @@ from tests.trainer.artifacts import Log, of_rows, write_artifacts
 from tests.trainer.conftest import small_config
 from trainer.catalogue import Catalogue
 from trainer.evaluate import evaluate
-from trainer.exploration import EXPLORATION_SHARE, measure_exploration_share
-from trainer.input_pipeline import EvaluationUsers
+from trainer.evaluation.exploration import EXPLORATION_SHARE, measure_exploration_share
+from trainer.input.input_pipeline import EvaluationUsers
 from trainer.train import train
 
 NUM_USERS, NUM_ITEMS, NUM_COLD = 50, 60, 20

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.hierarchy_loss import PADDING_LEVEL, hierarchy_loss
+from trainer.losses.hierarchy_loss import PADDING_LEVEL, hierarchy_loss
 
 # A purchase (2), padding, an exposure (0), a click (1), a random item (-1).
 LOGITS, LEVELS = [2.0, 9.0, 0.5, 1.0, -1.0], [2, PADDING_LEVEL, 0, 1, -1]

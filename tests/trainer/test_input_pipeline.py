@@ -9,8 +9,15 @@ import pytest
 from contracts.artifact import ArtifactError
 from contracts.names import Split, WindowField
 from tests.trainer.artifacts import Log, cyclic_log, of_rows, write_artifacts
-from trainer.input_pipeline import EvaluationUsers, TrainingWindows, _cut, _most_events, _window_batch, training_events
-from trainer.ragged import Ragged
+from trainer.input.input_pipeline import (
+    EvaluationUsers,
+    TrainingWindows,
+    _cut,
+    _most_events,
+    _window_batch,
+    training_events,
+)
+from trainer.input.ragged import Ragged
 
 
 def chunk_of(

@@ -7,13 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from beam_jobs.mined_neighbors import read_item_embeddings
+from beam_jobs.sampling.mined_neighbors import read_item_embeddings
 from contracts.artifact import write_json, writing
 from contracts.layout import Model, Workdir
 from tests.trainer.conftest import small_config
-from trainer.build import build_model
 from trainer.catalogue import Catalogue
 from trainer.item_embeddings import main
+from trainer.models.build import build_model
 
 
 @pytest.mark.parametrize(("out", "file"), [("e.parquet", "e.parquet"), ("e.v1", "e.v1.parquet")])

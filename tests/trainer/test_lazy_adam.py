@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.lazy_adam import LazyAdam
+from trainer.training.lazy_adam import LazyAdam
 
 
 def test_a_step_that_reads_every_row_is_adams_and_another_leaves_rows_alone() -> None:

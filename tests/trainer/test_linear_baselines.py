@@ -13,11 +13,11 @@ from contracts.layout import Workdir
 from contracts.names import Split
 from tests.trainer.artifacts import Log, of_rows, write_artifacts
 from tests.trainer.conftest import small_config
-from trainer import linear_baselines
 from trainer.catalogue import Catalogue
-from trainer.input_pipeline import EvaluationUsers, TrainingEvents
-from trainer.linear_baselines import LinearModel, ease_models, knn_models, linear_lists
-from trainer.taken_items import taken_items
+from trainer.evaluation import linear_baselines
+from trainer.evaluation.linear_baselines import LinearModel, ease_models, knn_models, linear_lists
+from trainer.input.input_pipeline import EvaluationUsers, TrainingEvents
+from trainer.input.taken_items import taken_items
 
 NUM_USERS, NUM_ITEMS = 60, 12
 
@@ -135,7 +135,7 @@ def test_what_is_taken_twice_counts_once_and_what_was_only_shown_not_at_all(monk
     users, items = np.array([7, 7, 7, 3]), np.array([1, 2, 1, 2])
     first = TrainingEvents(users, items, np.arange(4), np.array([True, False, True, True]))
     again = TrainingEvents(np.array([7]), np.array([1]), np.arange(1), np.array([True]))
-    monkeypatch.setattr("trainer.taken_items.training_events", lambda _: [first, again])
+    monkeypatch.setattr("trainer.input.taken_items.training_events", lambda _: [first, again])
     assert taken_items(Workdir(Path("any")), 3).toarray().tolist() == [[0, 1, 0], [1, 0, 0]]
 
 

@@ -5,12 +5,12 @@ import pytest
 import tensorflow as tf
 
 from contracts.config import Config, LossConfig
-from trainer.binary_loss import binary_loss, gbce_exponent
 from trainer.catalogue import Catalogue
-from trainer.choice_loss import choice_loss
-from trainer.group_blocks import GroupBlocks
-from trainer.index_ops import count, is_member, repeat
-from trainer.log_partitions import (
+from trainer.layers.group_blocks import GroupBlocks
+from trainer.layers.index_ops import count, is_member, repeat
+from trainer.losses.binary_loss import binary_loss, gbce_exponent
+from trainer.losses.choice_loss import choice_loss
+from trainer.losses.log_partitions import (
     group_log_partitions,
     group_scores,
     log_add_exp,
@@ -19,8 +19,8 @@ from trainer.log_partitions import (
     reweighted,
     z_loss,
 )
-from trainer.negative_pools import LEFT_OUT, NegativePools, row_correction, shared_correction
-from trainer.negative_samplers import evenly_spread, uniform_unseen
+from trainer.losses.negative_pools import LEFT_OUT, NegativePools, row_correction, shared_correction
+from trainer.losses.negative_samplers import evenly_spread, uniform_unseen
 
 NUM_ITEMS, NUM_GROUPS = 60, 4
 

@@ -5,8 +5,8 @@ import pytest
 from sklearn.metrics import ndcg_score
 
 from contracts.config import COVERAGE_K
-from trainer.metric_names import COVERAGE, GINI, GROUPS_PER_LIST, NDCG, NDCG_K, metric_names
-from trainer.metrics import (
+from trainer.evaluation.metric_names import COVERAGE, GINI, GROUPS_PER_LIST, NDCG, NDCG_K, metric_names
+from trainer.evaluation.metrics import (
     bootstrap_intervals,
     bootstrap_means,
     catalog_coverage,
@@ -21,7 +21,7 @@ from trainer.metrics import (
     recall_of_places,
     target_recall,
 )
-from trainer.ragged import Ragged
+from trainer.input.ragged import Ragged
 
 LISTS = np.array([[3, 1, 2, 0], [4, 5, 6, 1], [7, 8, 9, 2]])
 TARGETS = Ragged(np.array([2, 9, 5, 1]), np.array([0, 2, 3, 4]))  # user 0: {2, 9}; user 1: {5}; user 2: {1}

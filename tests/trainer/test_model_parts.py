@@ -9,8 +9,8 @@ from contracts.config import Config
 from contracts.layout import Workdir
 from tests.trainer.conftest import small_config
 from trainer.catalogue import Catalogue
-from trainer.model_parts import conditioning, query_tower
-from trainer.negative_samplers import negative_sampler
+from trainer.losses.negative_samplers import negative_sampler
+from trainer.models.model_parts import conditioning, query_tower
 
 
 def parts_of(config: Config, catalogue: Catalogue) -> list[str]:

@@ -13,11 +13,11 @@ from contracts.layout import Workdir
 from tests.trainer.artifacts import cyclic_log, write_artifacts
 from tests.trainer.conftest import small_config
 from tests.trainer.model_test import embeddings, model_test
-from trainer.baselines import UNTRAINED, baseline_config
-from trainer.build import build_model
 from trainer.catalogue import Catalogue
-from trainer.model_parts import conditioning
-from trainer.query_tower import _token_conditioning
+from trainer.evaluation.baselines import UNTRAINED, baseline_config
+from trainer.models.build import build_model
+from trainer.models.model_parts import conditioning
+from trainer.towers.query_tower import _token_conditioning
 from trainer.train import BATCH_SIGNATURE, train
 
 SAMPLED = {"loss": {"exact_softmax_max_items": 0, "in_group_pool": 16, "easy_pool": 32, "fresh_pool": 0}}

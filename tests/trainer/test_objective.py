@@ -12,13 +12,13 @@ import tensorflow as tf
 from contracts.layout import Workdir
 from tests.trainer.artifacts import cyclic_log, write_artifacts
 from tests.trainer.conftest import small_config
-from trainer.build import build_model
 from trainer.catalogue import Catalogue
-from trainer.group_first_model import GroupFirstModel
-from trainer.input_pipeline import TrainingWindows, WindowBatch
-from trainer.model import TwoTowerModel
-from trainer.negative_pools import NegativePools
-from trainer.negative_samplers import uniform_unseen
+from trainer.input.input_pipeline import TrainingWindows, WindowBatch
+from trainer.losses.negative_pools import NegativePools
+from trainer.losses.negative_samplers import uniform_unseen
+from trainer.models.build import build_model
+from trainer.models.group_first_model import GroupFirstModel
+from trainer.models.two_tower_model import TwoTowerModel
 
 LEVELS = {"levels": ["shown", "taken"], "target_level": "taken", "history_level": "taken"}
 SHOWN_AND_TAKEN = {"feedback": LEVELS, "columns": {"event": "event"}}

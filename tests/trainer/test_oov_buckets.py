@@ -7,10 +7,10 @@ import tensorflow as tf
 from contracts.layout import Workdir
 from tests.trainer.artifacts import cyclic_log, write_artifacts
 from tests.trainer.conftest import small_config
-from trainer.build import build_model
 from trainer.catalogue import Catalogue
-from trainer.input_pipeline import TrainingWindows
-from trainer.oov_buckets import OOVBuckets, bucket_index
+from trainer.input.input_pipeline import TrainingWindows
+from trainer.models.build import build_model
+from trainer.towers.oov_buckets import OOVBuckets, bucket_index
 
 BUCKETS = 4
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tests.trainer.artifacts import cyclic_log, write_artifacts
 from tests.trainer.conftest import small_config
 from trainer.catalogue import Catalogue
-from trainer.query_tower import QueryTower
+from trainer.towers.query_tower import QueryTower
 
 AGE = {"name": "age", "kind": "numeric", "vocabulary_size": 0, "width": 1}
 

@@ -13,14 +13,14 @@ from scipy.sparse import csr_matrix
 
 from contracts.layout import Workdir
 from tests.trainer.artifacts import of_rows
-from trainer import ranking
 from trainer.catalogue import Catalogue
-from trainer.input_pipeline import EvaluationUsers
-from trainer.metrics import hits, ndcg_at_k, ndcg_of_places, recall_at_k, recall_of_places
-from trainer.popularity import popularity_lists
-from trainer.ragged import Ragged
-from trainer.ranking import ExactRanking
-from trainer.scoring import fill_quotas, quotas
+from trainer.evaluation import ranking
+from trainer.evaluation.metrics import hits, ndcg_at_k, ndcg_of_places, recall_at_k, recall_of_places
+from trainer.evaluation.popularity import popularity_lists
+from trainer.evaluation.ranking import ExactRanking
+from trainer.evaluation.scoring import fill_quotas, quotas
+from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.ragged import Ragged
 
 NUM_ITEMS, NUM_USERS, NUM_GROUPS, DIM = 40, 9, 4, 3
 
@@ -162,7 +162,7 @@ def test_popularity_is_a_full_sort_of_what_is_unseen(
     rng = np.random.default_rng(1)
     count = rng.integers(0, 3, NUM_ITEMS)
     takers = csr_matrix(np.arange(2)[:, None] < count)
-    monkeypatch.setattr("trainer.popularity.taken_items", lambda *_: takers)
+    monkeypatch.setattr("trainer.evaluation.popularity.taken_items", lambda *_: takers)
     seen = [rng.permutation(NUM_ITEMS)[:number] + 1 for number in (0, NUM_ITEMS // 2, NUM_ITEMS - 1, NUM_ITEMS)]
     users = EvaluationUsers(np.arange(4), of_rows(seen), of_rows(seen), of_rows(seen), np.zeros(4))
     order = np.lexsort([np.random.default_rng(0).permutation(NUM_ITEMS), -count]) + 1

@@ -14,14 +14,14 @@ from contracts.layout import Workdir
 from contracts.names import Split
 from tests.trainer.artifacts import Log, write_artifacts
 from tests.trainer.conftest import small_config
-from trainer.build import build_model
 from trainer.catalogue import Catalogue
 from trainer.evaluate import evaluate
-from trainer.input_pipeline import EvaluationUsers, TrainingWindows, WindowBatch
+from trainer.input.input_pipeline import EvaluationUsers, TrainingWindows, WindowBatch
 from trainer.layers.request_features import RequestFeatures
-from trainer.model_files import load_model
+from trainer.models.build import build_model
+from trainer.models.model_files import load_model
 from trainer.train import train
-from trainer.warm_start import warm_start
+from trainer.training.warm_start import warm_start
 
 PAGE = RequestFeature(name="page", values=("home", "search", "item"))
 DEVICE = RequestFeature(name="device", values=("phone", "web"))

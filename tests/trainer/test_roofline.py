@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from benchmarks.training import LENGTH, catalogue, step_costs
 from contracts.config import Config
-from trainer.build import build_model
+from trainer.models.build import build_model
 
 
 def test_the_encoders_operations_are_those_of_its_graph() -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from trainer.scoring import fill_quotas, quotas
+from trainer.evaluation.scoring import fill_quotas, quotas
 
 
 @pytest.mark.parametrize(

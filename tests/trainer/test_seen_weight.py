@@ -6,10 +6,10 @@ import tensorflow as tf
 
 from contracts.layout import Workdir
 from tests.trainer.conftest import small_config
-from trainer.build import build_model
 from trainer.catalogue import Catalogue
-from trainer.input_pipeline import TrainingWindows
-from trainer.seen_weight import seen_weight
+from trainer.input.input_pipeline import TrainingWindows
+from trainer.losses.seen_weight import seen_weight
+from trainer.models.build import build_model
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from contracts.names import WindowField
-from trainer.ragged import Ragged
-from trainer.tied_events import shuffle_ties
+from trainer.input.ragged import Ragged
+from trainer.input.tied_events import shuffle_ties
 
 Window = tuple[list[int], int, list[bool]]
 """Seconds of the events, events of context, and which of the events are no targets."""

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from trainer.top_k import top_k
+from trainer.evaluation.top_k import top_k
 
 
 @pytest.mark.parametrize("length", [1, 7, 40])

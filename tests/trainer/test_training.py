@@ -22,18 +22,18 @@ from contracts.names import Split
 from tests.trainer.artifacts import Log, cyclic_log, write_artifacts
 from tests.trainer.conftest import small_config
 from tests.trainer.model_test import HISTORY, embeddings
-from trainer.baselines import baseline_config
 from trainer.catalogue import Catalogue
 from trainer.evaluate import evaluate, warn_of_popularity, write_evaluation
-from trainer.input_pipeline import EvaluationUsers, TrainingWindows
-from trainer.lazy_adam import LazyAdam
-from trainer.metrics import hits, recall_at_k
-from trainer.model import TwoTowerModel
-from trainer.model_files import load_model, save_weights
-from trainer.negative_samplers import negative_sampler
-from trainer.ranking import ExactRanking
+from trainer.evaluation.baselines import baseline_config
+from trainer.evaluation.metrics import hits, recall_at_k
+from trainer.evaluation.ranking import ExactRanking
+from trainer.input.input_pipeline import EvaluationUsers, TrainingWindows
+from trainer.losses.negative_samplers import negative_sampler
+from trainer.models.model_files import load_model, save_weights
+from trainer.models.two_tower_model import TwoTowerModel
 from trainer.train import train
-from trainer.training_state import TrainingState
+from trainer.training.lazy_adam import LazyAdam
+from trainer.training.training_state import TrainingState
 
 MIXED = {"loss": {"global_weight": 1.0}}
 SAMPLED = {

@@ -13,9 +13,9 @@ from contracts.artifact import MANIFEST_NAME, ArtifactError
 from contracts.layout import Workdir
 from tests.trainer.conftest import small_config
 from trainer.catalogue import Catalogue
-from trainer.model import TwoTowerModel
+from trainer.models.two_tower_model import TwoTowerModel
 from trainer.train import train
-from trainer.training_state import TrainingState
+from trainer.training.training_state import TrainingState
 
 
 class Killed(Exception):

@@ -7,10 +7,10 @@ import tensorflow as tf
 from contracts.layout import Workdir
 from tests.trainer.conftest import small_config
 from trainer.catalogue import Catalogue
-from trainer.input_pipeline import TrainingWindows
+from trainer.input.input_pipeline import TrainingWindows
 from trainer.layers.multiply_conditioning import MultiplyConditioning
-from trainer.model import TwoTowerModel
-from trainer.user_vectors import ConditionedVectors
+from trainer.models.two_tower_model import TwoTowerModel
+from trainer.towers.user_vectors import ConditionedVectors
 
 GROUPS, DIM = 3, 4
 

@@ -16,17 +16,17 @@ from contracts.config import Config, ModelConfig
 from contracts.config_io import load_config
 from contracts.layout import Model, Workdir
 from tests.trainer.artifacts import Log, write_artifacts
-from trainer.baselines import baseline_config
-from trainer.build import build_model
 from trainer.carry_over import carry_over
 from trainer.catalogue import Catalogue
-from trainer.exploration import EXPLORATION_SHARE, exploration_share
-from trainer.group_match import continued_groups
-from trainer.model import TwoTowerModel
-from trainer.model_files import load_model
+from trainer.evaluation.baselines import baseline_config
+from trainer.evaluation.exploration import EXPLORATION_SHARE, exploration_share
+from trainer.models.build import build_model
+from trainer.models.model_files import load_model
+from trainer.models.two_tower_model import TwoTowerModel
 from trainer.train import train
-from trainer.training_state import TrainingState
-from trainer.warm_start import GROUP_AXIS, _item_table, warm_start
+from trainer.training.group_match import continued_groups
+from trainer.training.training_state import TrainingState
+from trainer.training.warm_start import GROUP_AXIS, _item_table, warm_start
 
 NUM_ITEMS, NUM_GROUPS = 24, 3
 COLOURS = ["red", "green", "blue"]

@@ -12,11 +12,11 @@ from contracts.artifact import read_manifest
 from contracts.layout import Workdir
 from tests.trainer.conftest import small_config
 from trainer.catalogue import Catalogue
-from trainer.model import TwoTowerModel
-from trainer.model_files import load_model
+from trainer.models.model_files import load_model
+from trainer.models.two_tower_model import TwoTowerModel
 from trainer.train import train
-from trainer.training_state import TrainingState
-from trainer.weight_average import SNAPSHOTS_PER_EPOCH, WeightAverage
+from trainer.training.training_state import TrainingState
+from trainer.training.weight_average import SNAPSHOTS_PER_EPOCH, WeightAverage
 
 
 @pytest.fixture

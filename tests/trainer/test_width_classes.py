@@ -7,9 +7,9 @@ import tensorflow as tf
 from benchmarks.training import batches, catalogue
 from contracts.config import Config
 from tests.trainer.conftest import small_config
-from trainer.build import build_model
 from trainer.catalogue import Catalogue
-from trainer.width_classes import width_classes
+from trainer.losses.width_classes import width_classes
+from trainer.models.build import build_model
 
 
 def cost(width: np.ndarray, positives: np.ndarray, classes: list[np.ndarray]) -> float:
@@ -67,7 +67,7 @@ def test_classes_change_no_loss_and_no_gradient(
     results = []
     for together in (False, True):
         if together:
-            monkeypatch.setattr("trainer.negative_pools.width_classes", lambda width, _: [np.arange(len(width))])
+            monkeypatch.setattr("trainer.losses.negative_pools.width_classes", lambda width, _: [np.arange(len(width))])
         results.append(loss_and_gradients(config, items, groups))
     (classes, loss, gradients), (_, expected, of_one_width) = results
     assert classes > 1

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainer.window_items import WindowItems
+from trainer.losses.window_items import WindowItems
 
 
 @pytest.mark.parametrize("weight", [0.01, 1.0, 8.0])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from trainer.group_blocks import GroupBlocks
 from trainer.layers.gelu import gelu
+from trainer.layers.group_blocks import GroupBlocks
 from trainer.layers.group_conditioning import GroupConditioning
 from trainer.layers.random_dropout import RandomDropout
 

@@ -1,0 +1,1 @@
+"""What every job uses: the command line, pipelines, batches between steps, files, object stores, hashes."""

@@ -1,0 +1,1 @@
+"""Tables of user and item features: reading and checking them, and their way through TFT."""

@@ -1,0 +1,223 @@
+"""Partitions of embedded items into K groups: k-means, categories, and categories cut and merged to fit."""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+from sklearn.cluster import KMeans
+
+from beam_jobs.common.arrays import Bool, Float32, Int64
+
+_ASSIGN_ROWS = 512
+_MERGED_ONE_BY_ONE = 4_096
+
+
+def fit_centroids(
+    embeddings: Float32, num_groups: int, restarts: int, sample: int, seed: int, start: Float32 | None = None
+) -> Float32:
+    """[num_groups, dim] k-means centroids of at most `sample` rows drawn at random.
+
+    If there are fewer distinct rows than groups, centroids coincide, and `fill_empty` gives each group its items.
+    With `start`, [num_groups, dim], there is one descent from there and no restart.
+    """
+    rows = embeddings
+    if len(rows) > sample:
+        rows = rows[np.sort(np.random.default_rng(seed).choice(len(rows), sample, replace=False))]
+    distinct = np.unique(rows, axis=0)
+    clusters = min(num_groups, len(distinct))
+    if start is not None and clusters == num_groups:
+        kmeans = KMeans(clusters, init=start, n_init=1, random_state=seed)
+    else:
+        kmeans = KMeans(clusters, n_init=restarts, random_state=seed)
+    fitted = kmeans.fit(rows).cluster_centers_
+    return np.resize(fitted, (num_groups, embeddings.shape[1])).astype(np.float32)
+
+
+def start_centroids(embeddings: Float32, of_item: Int64, num_groups: int, seed: int) -> Float32:
+    """[num_groups, dim] where k-means starts: the old groups' means in today's space.
+
+    The axes of two runs' embeddings mean different things, so the old centroids themselves are of no use; the items
+    that both runs know carry them over, whatever the dimensions. Groups without such items start at items drawn
+    at random.
+
+    Args:
+        embeddings: [num_items, dim] of today.
+        of_item: [num_items] old group, -1 without one.
+        num_groups: K.
+        seed: of the draw.
+    """
+    shared = of_item >= 0
+    centroids = group_centroids(embeddings[shared], of_item[shared], num_groups)
+    missing = np.flatnonzero(np.bincount(of_item[shared], minlength=num_groups) == 0)
+    drawn = np.random.default_rng(seed).choice(len(embeddings), len(missing), replace=len(missing) > len(embeddings))
+    centroids[missing] = embeddings[drawn]
+    return centroids
+
+
+def nearest_centroid(embeddings: Float32, centroids: Float32) -> Int64:
+    """[num_items] the centroid at the smallest Euclidean distance.
+
+    |x - c|^2 = |x|^2 - 2 (x.c - |c|^2 / 2): |x|^2 is the same for all, and the term of c alone is one more column of
+    the product, so one product and one argmax suffice. Tiles are filled in place and sized to stay in the
+    processor's cache: fresh memory for each would cost as much as the argmax.
+    """
+    columns = np.concatenate([centroids, -(centroids**2).sum(axis=1, keepdims=True) / 2], axis=1).T.astype(np.float32)
+    nearest = np.empty(len(embeddings), np.int64)
+    tile = np.ones((_ASSIGN_ROWS, len(columns)), np.float32)
+    scores = np.empty((_ASSIGN_ROWS, len(centroids)), np.float32)
+    for start in range(0, len(embeddings), _ASSIGN_ROWS):
+        rows = embeddings[start : start + _ASSIGN_ROWS]
+        tile[: len(rows), :-1] = rows
+        np.matmul(tile, columns, out=scores)
+        scores[: len(rows)].argmax(axis=1, out=nearest[start : start + len(rows)])
+    return nearest
+
+
+def squared_distances(embeddings: Float32, centroids: Float32, nearest: Int64) -> Float32:
+    """[num_items] squared Euclidean distance of each row to the centroid that `nearest` names."""
+    distances = np.empty(len(embeddings), np.float32)
+    for start in range(0, len(embeddings), _ASSIGN_ROWS):
+        rows = slice(start, start + _ASSIGN_ROWS)
+        away = embeddings[rows] - centroids[nearest[rows]]
+        np.einsum("ij,ij->i", away, away, out=distances[rows])
+    return distances
+
+
+def group_centroids(embeddings: Float32, groups: Int64, num_groups: int) -> Float32:
+    """[num_groups, dim] mean of each group's rows; 0 for a group without rows."""
+    sums = np.zeros((num_groups, embeddings.shape[1]))
+    np.add.at(sums, groups, embeddings)
+    return (sums / np.maximum(np.bincount(groups, minlength=num_groups), 1)[:, None]).astype(np.float32)
+
+
+def known_centroids(embeddings: Float32, groups: Int64, num_groups: int) -> Float32:
+    """`group_centroids` of the items that have an embedding: rows of 0 (items placed by hash) say nothing."""
+    known = embeddings.any(axis=1)
+    return group_centroids(embeddings[known], groups[known], num_groups)
+
+
+def fill_empty(embeddings: Float32, groups: Int64, num_groups: int) -> Int64:
+    """[num_items] groups, each empty one given the item of the largest group that lies farthest from its centre."""
+    groups = groups.copy()
+    for empty in np.flatnonzero(np.bincount(groups, minlength=num_groups) == 0).tolist():
+        members = np.flatnonzero(groups == np.bincount(groups, minlength=num_groups).argmax())
+        center = embeddings[members].mean(axis=0)
+        groups[members[((embeddings[members] - center) ** 2).sum(axis=1).argmax()]] = empty
+    return groups
+
+
+def merge_categories(embeddings: Float32, categories: Int64, num_groups: int, least_size: int) -> Int64:
+    """Merges the smallest category into its nearest until at most `num_groups` are left and none is too small.
+
+    Args:
+        embeddings: [num_items, dim].
+        categories: [num_items] 0-based codes.
+        num_groups: the most categories that may be left.
+        least_size: categories below it are merged even if there are few.
+
+    Returns:
+        [num_items] codes 0..C-1, C <= num_groups.
+    """
+    _, categories = np.unique(categories, return_inverse=True)
+    categories = _join_small(embeddings, categories, max(num_groups, _MERGED_ONE_BY_ONE))
+    sizes = np.bincount(categories)
+    parent = np.arange(len(sizes))
+    # The categories that are left, in parallel arrays: numbers, centroids and half the centroids' squared lengths.
+    living, centroids = np.arange(len(sizes)), group_centroids(embeddings, categories, len(sizes))
+    halves, place = (centroids**2).sum(axis=1) / 2, np.arange(len(sizes))
+    left = len(sizes)
+    by_size = [(size, category) for category, size in enumerate(sizes.tolist())]
+    heapq.heapify(by_size)
+    while left > 1:
+        size, smallest = by_size[0]
+        if left <= num_groups and size >= least_size:
+            break
+        heapq.heappop(by_size)
+        if size != sizes[smallest]:  # it has grown since
+            continue
+        at, left = place[smallest], left - 1
+        center = centroids[at].copy()
+        for of_living in (living, centroids, halves):
+            of_living[at] = of_living[left]  # the last one fills the gap
+        place[living[at]] = at
+        nearest = int((halves[:left] - centroids[:left] @ center).argmin())
+        target = int(living[nearest])
+        total = int(sizes[target]) + size
+        centroids[nearest] = (centroids[nearest] * sizes[target] + center * size) / total
+        halves[nearest] = (centroids[nearest] ** 2).sum() / 2
+        sizes[target] = total
+        heapq.heappush(by_size, (total, target))
+        parent[smallest] = target
+    while (parent[parent] != parent).any():
+        parent = parent[parent]
+    return np.unique(parent[categories], return_inverse=True)[1]
+
+
+def _join_small(embeddings: Float32, categories: Int64, most: int) -> Int64:
+    """Joins all but the `most` largest categories to the nearest of those in one go.
+
+    One by one, a hundred thousand brands took ten minutes, and the time grows with the square of their number.
+    """
+    sizes = np.bincount(categories)
+    if len(sizes) <= most:
+        return categories
+    large = np.argsort(-sizes, kind="stable")[:most]
+    centroids = group_centroids(embeddings, categories, len(sizes))
+    joined = large[nearest_centroid(centroids, centroids[large])]
+    joined[large] = large
+    return np.unique(joined[categories], return_inverse=True)[1]
+
+
+def split_categories(
+    embeddings: Float32,
+    settled: Bool,
+    categories: Int64,
+    before: Int64,
+    num_groups: int,
+    restarts: int,
+    sample: int,
+    seed: int,
+) -> Int64:
+    """Cuts large categories by k-means until there are `num_groups`.
+
+    Parts are dealt out one at a time to the category with the largest parts (Adams' method).
+
+    Args:
+        embeddings: [num_items, dim].
+        settled: [num_items] which items count and are cut, if any are; the others go to the nearest part.
+        categories: [num_items] codes 0..C-1.
+        before: [num_items] old group, -1 without one: the cut of a category starts from its old parts.
+        num_groups: parts of all categories, C or more.
+        restarts, sample, seed: see `fit_centroids`.
+    """
+    settled = settled if settled.any() else np.ones(len(settled), bool)
+    sizes = np.bincount(categories[settled], minlength=int(categories.max()) + 1)
+    parts = np.ones(len(sizes), np.int64)
+    for _ in range(num_groups - len(sizes)):
+        parts[(sizes / parts).argmax()] += 1
+    groups = np.empty(len(categories), np.int64)
+    first = np.cumsum(parts) - parts
+    for category in range(len(sizes)):
+        members = np.flatnonzero(categories == category)
+        inside = np.zeros(len(members), np.int64)
+        if parts[category] > 1:
+            rows, count = embeddings[members], int(parts[category])
+            cut = members[settled[members]]
+            start = _start_of_parts(embeddings[cut], before[cut], count, seed)
+            centroids = fit_centroids(embeddings[cut], count, restarts, sample, seed, start)
+            inside = nearest_centroid(rows, centroids)
+            inside = fill_empty(rows, inside, count)
+        groups[members] = first[category] + inside
+    return groups
+
+
+def _start_of_parts(embeddings: Float32, before: Int64, count: int, seed: int) -> Float32 | None:
+    """[count, dim] where a category's largest old parts lie today; None if it was not cut: restarts find better."""
+    sizes = np.bincount(before[before >= 0])
+    largest = [group for group in np.argsort(-sizes, kind="stable")[:count].tolist() if sizes[group]]
+    if len(largest) < 2:
+        return None
+    part = np.full(len(sizes) + 1, -1)  # the last entry is for new items, whose old group is -1
+    part[largest] = np.arange(len(largest))
+    return start_centroids(embeddings, part[before], count, seed)

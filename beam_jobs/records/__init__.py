@@ -1,0 +1,1 @@
+"""What a user's events become: training windows and evaluation users, as TFRecords."""

@@ -1,0 +1,1 @@
+"""Draws of negatives, and how often each item is expected among them."""

@@ -1,0 +1,1 @@
+"""The groups' indexes: built, tuned, stored, and searched in the graph."""

@@ -1,0 +1,1 @@
+"""Exact ranking, its metrics, and the baselines."""

@@ -1,0 +1,1 @@
+"""The terms of the objective, and the candidates that a positive is compared with."""

@@ -1,0 +1,1 @@
+"""Models, made of towers and losses, and their files."""

@@ -1,0 +1,1 @@
+"""The two towers, and the user vectors of a step."""
