@@ -13,7 +13,7 @@ from beam_jobs.common.beam_run import collect
 from beam_jobs.common.files import read_parquet, write_array
 from beam_jobs.common.payload import one_array
 from beam_jobs.event_log.timestamps import as_text
-from beam_jobs.sampling.busy_users import max_user_positives
+from beam_jobs.records.busy_users import max_user_positives
 from beam_jobs.sampling.expected_draws import DrawsOfWindows
 from beam_jobs.sampling.mined_neighbors import find_neighbors, read_item_embeddings
 from beam_jobs.windows_steps import WriteWindows, expected_file

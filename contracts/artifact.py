@@ -82,7 +82,7 @@ def fingerprint(*parts: object) -> str:
 
 @functools.cache
 def code_of(*rooms: str) -> str:
-    """A hash of the rooms' Python files; the version if they are not files, as in a zip.
+    """A hash of the Python files of rooms or of their folders; the version if they are not files, as in a zip.
 
     Cached: a process writes artifacts of the code that it started with.
     """

@@ -83,15 +83,15 @@ def _export(config: Config, workdir: Workdir, fingerprint: str) -> None:
 
 
 def _validate(config: Config, workdir: Workdir, fingerprint: str) -> None:
+    from serving.validate import validate
     from serving.validation.servable_evaluation import evaluate_servable
-    from serving.validation.validate import validate
 
     servable = exported_servable(workdir)
     validate(config, workdir, servable, fingerprint, evaluate_servable(config, workdir, servable))
 
 
 def _validate_alone(config: Config, workdir: Workdir, fingerprint: str) -> None:
-    from serving.validation.validate import validate
+    from serving.validate import validate
 
     validate(config, workdir, exported_servable(workdir), fingerprint)
 

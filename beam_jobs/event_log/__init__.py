@@ -1,1 +1,1 @@
-"""Reading an event log: files, columns, times, ids; what is set aside, and what is said about the rest."""
+"""Reading an event log: files, columns, times, ids; what is set aside; its schema against the last log's."""

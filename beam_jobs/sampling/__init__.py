@@ -1,1 +1,1 @@
-"""Draws of negatives, and how often each item is expected among them."""
+"""Draws of negatives of every kind, and how often each item is expected among them."""

@@ -38,7 +38,7 @@ def write_verdict(
         ValueError: the reference cannot be loaded or asked.
     """
     from trainer.evaluation.exploration import exploration_share
-    from trainer.evaluation.scoring import num_explored
+    from trainer.evaluation.merge import num_explored
 
     gate = config.retrain.gate
     share = exploration_share(config, artifact.read_manifest(workdir.model(MAIN_MODEL).path))

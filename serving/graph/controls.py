@@ -45,7 +45,7 @@ class Controls:
     def of(
         cls, request: Mapping[str, tf.Tensor], serving: ServingConfig, num_items: int, exploration_share: float
     ) -> Controls:
-        """Reads the inputs of serving_default; `exploration_share`: see `trainer.evaluation.scoring.num_explored`."""
+        """Reads the inputs of serving_default; `exploration_share`: see `trainer.evaluation.merge.num_explored`."""
         wanted, alpha, merge = (request[name] for name in (Request.NUM_CANDIDATES, Request.ALPHA, Request.MERGE))
         is_merge = tf.where(merge == "", serving.merge, merge)[:, None] == np.array(MERGES, object)
         wanted = tf.minimum(

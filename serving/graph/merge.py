@@ -23,7 +23,7 @@ import tensorflow as tf
 from contracts.names import MERGES
 from serving.search.group_search import GroupResults
 from serving.search.top_columns import top_columns
-from trainer.evaluation.scoring import MIN_PROBABILITY
+from trainer.evaluation.merge import MIN_PROBABILITY
 
 LOG_PROBABILITY_FLOOR = math.log(MIN_PROBABILITY)
 

@@ -1,1 +1,1 @@
-"""The groups' indexes: built, tuned, stored, and searched in the graph."""
+"""The groups' indexes: built, tuned, stored, and searched in the graph, in two rounds for a merge by score."""

@@ -90,7 +90,7 @@ class GroupIndex:
 def index_fingerprint(embeddings: FloatArray, serving: ServingConfig) -> str:
     """A hash of everything that an index depends on; if it changes, the index must be rebuilt."""
     settings = serving.model_dump(mode="json", include=set(_SETTINGS))
-    code = metadata.version("scann"), code_of("serving")  # one ScaNN may not read what another serialised
+    code = metadata.version("scann"), code_of("serving/search")  # one ScaNN may not read what another serialised
     return fingerprint(settings, code, embeddings.shape, hashlib.sha256(embeddings.tobytes()).hexdigest())
 
 

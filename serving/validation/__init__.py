@@ -1,1 +1,1 @@
-"""Proof that a servable is right, in a fresh process, by brute force and by every loader."""
+"""Proof that a servable is right, in a fresh process, by brute force and by every loader; its metrics."""

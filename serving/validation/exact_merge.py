@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from contracts.names import Merge
-from trainer.evaluation.scoring import fill_quotas, floored_log_intent, quotas
+from trainer.evaluation.merge import fill_quotas, floored_log_intent, quotas
 from trainer.evaluation.top_k import top_k
 
 _SCORES_AT_ONCE = 2**24

@@ -35,7 +35,7 @@ from serving.versions import exported_versions, version_of
 from serving.warmup import read_warmup
 from trainer.catalogue import Catalogue
 from trainer.evaluation.exploration import EXPLORATION_SHARE
-from trainer.evaluation.scoring import num_explored
+from trainer.evaluation.merge import num_explored
 from trainer.input.input_pipeline import EvaluationUsers
 from trainer.progress import line_a_minute
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import groups, ingest, statistics, windows
-from beam_jobs.sampling.busy_users import max_user_positives
+from beam_jobs.records.busy_users import max_user_positives
 from contracts.artifact import read_manifest
 from contracts.config import WindowsConfig
 from contracts.layout import ItemStatistics, Workdir

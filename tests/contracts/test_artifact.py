@@ -154,6 +154,22 @@ def test_code_that_is_no_files_is_known_by_its_version(tmp_path: Path, monkeypat
     artifact.code_of.cache_clear()
 
 
+def test_the_code_of_a_folder_is_that_of_its_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contracts, "__file__", str(tmp_path / "contracts" / "__init__.py"))
+    inner, outer = tmp_path / "room" / "folder" / "a.py", tmp_path / "room" / "b.py"
+    inner.parent.mkdir(parents=True)
+    codes = []
+    for texts in (("1", "1"), ("1", "2"), ("2", "2")):
+        for path, text in zip((inner, outer), texts, strict=True):
+            path.write_text(text)
+        artifact.code_of.cache_clear()
+        codes.append((artifact.code_of("room/folder"), artifact.code_of("room")))
+    artifact.code_of.cache_clear()
+    (folder, room), after_outer, after_inner = codes
+    assert (after_outer[0], after_inner[0] == folder) == (folder, False)
+    assert len({room, after_outer[1], after_inner[1]}) == 3
+
+
 def test_an_artifact_of_another_kind_is_refused(tmp_path: Path) -> None:
     with artifact.writing(tmp_path / "a", "events", "f"):
         pass

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import serving.export
+import serving.validate
 import serving.validation.servable_evaluation
-import serving.validation.validate
 import serving.versions
 from contracts.config import Config
 from contracts.config_io import load_config
@@ -67,7 +67,7 @@ class Run:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     run = Run(tmp_path)
     monkeypatch.setattr(serving.export, "export", run.export)
-    monkeypatch.setattr(serving.validation.validate, "_check_in_fresh_process", run.check)
+    monkeypatch.setattr(serving.validate, "_check_in_fresh_process", run.check)
     monkeypatch.setattr(serving.validation.servable_evaluation, "evaluate_servable", lambda *_: {})
     return run
 

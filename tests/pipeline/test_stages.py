@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import contracts
-import serving.validation.validate
+import serving.validate
 import trainer.train
 from contracts import artifact
 from contracts.config import Config, Section
@@ -75,7 +75,7 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Read]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Section, "__getattribute__", read)
         patch.setattr(Workdir, "__getattribute__", find)
-        patch.setattr(serving.validation.validate, "validate", in_this_process)
+        patch.setattr(serving.validate, "validate", in_this_process)
         for stage in STAGES:
             seen = found[stage.name] = Read()
             stage.run(config, workdir, "f")

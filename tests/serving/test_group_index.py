@@ -1,6 +1,8 @@
 """Per-group indexes against brute force, through the graph ops that a servable holds."""
 
+import inspect
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from serving.search.group_index import GroupIndex, build_group_index, choose_str
 from serving.search.group_search import GroupResults
 from serving.search.index_set import ScannIndexSet
 
+ROOT = Path(__file__).parents[2]
 DIM = 16
 SERVING = ServingConfig(num_candidates=50)
 TUNING_QUERIES = 128
@@ -281,9 +284,12 @@ def test_another_scann_or_other_code_builds_anew(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(metadata, "version", lambda name: {"scann": "9.9"}[name])
         found.append(index_fingerprint(vectors, SERVING))
-    monkeypatch.setattr("serving.search.group_index.code_of", lambda *rooms: "other")
+    folders: list[str] = []
+    monkeypatch.setattr("serving.search.group_index.code_of", lambda *folder: folders.extend(folder) or "other")
     found.append(index_fingerprint(vectors, SERVING))
     assert len(set(found)) == 3
+    built_by = Path(inspect.getfile(build_group_index))
+    assert [built_by.is_relative_to(ROOT / folder) for folder in folders] == [True]
 
 
 def test_an_index_of_other_dimensions_is_another():

@@ -1,4 +1,4 @@
-"""The in-graph merge against trainer.evaluation.scoring and a plain Python selection."""
+"""The in-graph merge against trainer.evaluation.merge and a plain Python selection."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from contracts.names import MERGES
 from serving.graph.exclusion import Exclusions
 from serving.graph.merge import LOG_PROBABILITY_FLOOR, GroupPlan, plan_groups, select
 from serving.search.group_search import GroupResults
-from trainer.evaluation.scoring import fill_quotas, quotas
+from trainer.evaluation.merge import fill_quotas, quotas
 
 
 def random_case(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from serving.graph.score_rounds import search_in_rounds
 from serving.search.exact_index import ExactIndexSet
 from serving.search.group_search import GroupResults
+from serving.search.score_rounds import search_in_rounds
 
 DIM = 8
 SIZES = (200, 0, 150, 3, 90, 120, 60, 40, 30, 20)

@@ -21,11 +21,11 @@ from contracts.serving_labels import versions_on_disk
 from serving.export import export
 from serving.search.index_store import read_indexes
 from serving.servable_session import Recommendations
+from serving.validate import validate
 from serving.validation import checks, validate_process
 from serving.validation.checks import EmbeddedRequests, ListsVerdict, check_lists, int8_score_error
 from serving.validation.exact_merge import Corpus, RowControls, Selection, exact_selection
 from serving.validation.loaders import CServable
-from serving.validation.validate import validate
 from serving.validation.validate_process import check_servables
 from tests.serving.conftest import MODEL, Trained, make_config, write_model
 

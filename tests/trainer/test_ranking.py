@@ -15,10 +15,10 @@ from contracts.layout import Workdir
 from tests.trainer.artifacts import of_rows
 from trainer.catalogue import Catalogue
 from trainer.evaluation import ranking
+from trainer.evaluation.merge import fill_quotas, quotas
 from trainer.evaluation.metrics import hits, ndcg_at_k, ndcg_of_places, recall_at_k, recall_of_places
 from trainer.evaluation.popularity import popularity_lists
 from trainer.evaluation.ranking import ExactRanking
-from trainer.evaluation.scoring import fill_quotas, quotas
 from trainer.input.input_pipeline import EvaluationUsers
 from trainer.input.ragged import Ragged
 

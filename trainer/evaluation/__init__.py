@@ -1,1 +1,1 @@
-"""Exact ranking, its metrics, and the baselines."""
+"""Exact ranking and merge, their metrics, the baselines, and how many places cold items get."""

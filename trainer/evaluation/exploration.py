@@ -18,9 +18,9 @@ from contracts.artifact import Manifest
 from contracts.config import Config
 from contracts.names import PADDING_INDEX
 from trainer.catalogue import Catalogue
+from trainer.evaluation.merge import num_explored
 from trainer.evaluation.metrics import hits, recall_at_k
 from trainer.evaluation.ranking import ExactRanking
-from trainer.evaluation.scoring import num_explored
 from trainer.input.input_pipeline import EvaluationUsers
 from trainer.models.two_tower_model import TwoTowerModel
 

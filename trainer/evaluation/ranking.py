@@ -13,7 +13,7 @@ from typing_extensions import assert_never
 
 from contracts.names import ScoredMerge
 from trainer.catalogue import Catalogue
-from trainer.evaluation.scoring import fill_quotas, floored_log_intent, num_explored, quotas
+from trainer.evaluation.merge import fill_quotas, floored_log_intent, num_explored, quotas
 from trainer.evaluation.top_k import LAST_KEY, sort_keys, top_k
 from trainer.input.input_pipeline import EvaluationUsers
 from trainer.input.ragged import Ragged

@@ -1,1 +1,1 @@
-"""Building blocks of the towers."""
+"""Layers of the towers, and TensorFlow ops that layers and losses share."""

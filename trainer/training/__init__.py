@@ -1,1 +1,1 @@
-"""What a training run keeps beside its model: optimizer, averages, state, and an earlier run's weights."""
+"""Parts of the training loop: optimizer, averaging, early stopping and resuming, warm start."""

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from trainer.evaluation.scoring import fill_quotas, quotas
+from trainer.evaluation.merge import fill_quotas, quotas
 
 
 @pytest.mark.parametrize(
