@@ -16,8 +16,7 @@ import tensorflow as tf
 
 from contracts.layout import SAVED_MODEL
 from contracts.names import Request, Response, Signature
-from serving.graph.history import without_context
-from serving.request_checks import per_user, require_a_list_a_user, require_ids
+from serving.request_values import per_user, require_a_list_a_user, require_ids, without_context
 from serving.signature_spec import SignatureSpec
 
 v1 = tf.compat.v1

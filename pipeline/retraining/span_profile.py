@@ -205,7 +205,8 @@ def refusals(profile: SpanProfile, earlier: EarlierSpans, limits: SpanLimits) ->
         if share > limits.max_new_item_share:
             found.append(
                 f"{share:.0%} of the events are on items that are new to the window, more than "
-                f"retrain.span.max_new_item_share={limits.max_new_item_share}: item ids may have been renamed"
+                f"retrain.span.max_new_item_share={limits.max_new_item_share}: possibly item ids were renamed, or "
+                "the limit is too low for items as short-lived as these"
             )
     return found
 

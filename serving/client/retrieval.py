@@ -17,8 +17,7 @@ from contracts.names import MERGES, Request, Response, Signature
 from serving.client.grpc_transport import GrpcTransport
 from serving.client.rest_transport import RestTransport
 from serving.client.transport import Code, RetrievalError, Target, Transport
-from serving.graph.history import without_context
-from serving.request_checks import is_list, per_user, require_a_list_a_user, require_ids
+from serving.request_values import is_list, per_user, require_a_list_a_user, require_ids, without_context
 from serving.signature_spec import Arrays, Input, SignatureSpec
 
 DEFAULT_TIMEOUT = 5.0

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import tensorflow as tf
 
 from contracts.names import MOST_CONTEXT, Request
-
-
-def without_context(histories: Sequence[Sequence[str]], is_context: Sequence[Sequence[bool | None]]) -> list[list[str]]:
-    """The histories without the marked events, for a model that reads no context."""
-    return [
-        [item for item, marked in zip(*row, strict=True) if not marked]
-        for row in zip(histories, is_context, strict=True)
-    ]
 
 
 def context_marks(request: dict[str, tf.Tensor]) -> tf.Tensor:

@@ -25,7 +25,7 @@ from contracts.config_io import load_config
 from contracts.layout import Workdir
 from contracts.names import MERGES, Response, Signature, Split
 from serving.export import read_servable_manifest
-from serving.graph.history import without_context
+from serving.request_values import without_context
 from serving.requests import UserRequests, user_requests
 from serving.servable_session import Servable, ServableSession, decode
 from serving.validation.checks import EmbeddedRequests, ListsVerdict, check_lists, int8_score_error

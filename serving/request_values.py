@@ -1,5 +1,6 @@
-"""What callers in Python easily get wrong, and TensorFlow would answer: letters as ids, one user's list as many users'.
+"""The values that callers in Python hand in, as lists that a request takes.
 
+What they easily get wrong is refused, because TensorFlow would answer: letters as ids, one user's list as many users'.
 Client and session build on it.
 """
 
@@ -46,3 +47,11 @@ def per_user(name: str, value: Any, rows: int) -> list[Any]:
     if broken := [one for one in lists if one is not None and not is_list(one)]:
         raise ValueError(f"input {name!r} must hold a list per user; got {broken[0]!r} for one")
     return [() if one is None else one for one in lists]
+
+
+def without_context(histories: Sequence[Sequence[str]], is_context: Sequence[Sequence[bool | None]]) -> list[list[str]]:
+    """The histories without the marked events, for a model that reads no context."""
+    return [
+        [item for item, marked in zip(*row, strict=True) if not marked]
+        for row in zip(histories, is_context, strict=True)
+    ]

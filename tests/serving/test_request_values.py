@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serving.request_checks import per_user
+from serving.request_values import per_user
 from serving.servable_session import ServableSession
 
 
