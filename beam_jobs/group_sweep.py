@@ -16,7 +16,7 @@ from sklearn.metrics import silhouette_score
 
 from beam_jobs.common.arrays import Float32
 from beam_jobs.common.files import read_array, read_parquet
-from beam_jobs.grouping.partition import fit_centroids, group_centroids, nearest_centroid, squared_distances
+from beam_jobs.grouping.kmeans import fit_centroids, group_centroids, nearest_centroid, squared_distances
 from contracts.artifact import current, read_manifest, write_json
 from contracts.config import GroupsConfig
 from contracts.config_io import load_config

@@ -19,22 +19,22 @@ from beam_jobs.common.hashing import hash_strings
 from beam_jobs.common.payload import one_array
 from beam_jobs.features.side_features import SideFeatures, read_side_features
 from beam_jobs.grouping.balance import balance_groups, size_cap
+from beam_jobs.grouping.categories import merge_categories, split_categories
+from beam_jobs.grouping.cold_items import embed_cold
 from beam_jobs.grouping.distributed_kmeans import assign_items, refine_centroids
 from beam_jobs.grouping.embedding_blocks import EmbeddingBlock, blocks_of
 from beam_jobs.grouping.group_report import describe_groups
-from beam_jobs.grouping.item_embeddings import embed_cold, embed_cooccurrences, ppmi
+from beam_jobs.grouping.item_embeddings import embed_cooccurrences, ppmi
 from beam_jobs.grouping.kept_groups import keep_groups
-from beam_jobs.grouping.merge_cooccurrences import count_cooccurrences
-from beam_jobs.grouping.partition import (
+from beam_jobs.grouping.kmeans import (
     fill_empty,
     fit_centroids,
     group_centroids,
     known_centroids,
-    merge_categories,
     nearest_centroid,
-    split_categories,
     start_centroids,
 )
+from beam_jobs.grouping.merge_cooccurrences import count_cooccurrences
 from beam_jobs.grouping.stable_groups import (
     PreviousGroups,
     drift,

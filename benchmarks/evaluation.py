@@ -32,7 +32,7 @@ from trainer.catalogue import Catalogue
 from trainer.evaluation.metric_names import recall_name
 from trainer.evaluation.metrics import hits, recall_at_k, recall_of_places
 from trainer.evaluation.ranking import ExactRanking
-from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.evaluation_users import EvaluationUsers
 from trainer.input.ragged import Ragged
 
 KS = (10, 50, 100, 500, 1000)

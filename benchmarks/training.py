@@ -38,7 +38,7 @@ from contracts.config import Config
 from contracts.storage import write_text
 from pipeline.benchmark_table import json_output, machine
 from trainer.catalogue import Catalogue
-from trainer.input.input_pipeline import WindowBatch
+from trainer.input.training_windows import WindowBatch
 from trainer.models.build import build_model
 from trainer.models.two_tower_model import TwoTowerModel
 from trainer.train import BATCH_SIGNATURE

@@ -29,7 +29,7 @@ from serving.warmup import WARMUP_FILE, write_warmup
 from trainer.catalogue import Catalogue
 from trainer.evaluation.exploration import EXPLORATION_SHARE, exploration_share
 from trainer.evaluation.merge import MIN_PROBABILITY
-from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.evaluation_users import EvaluationUsers
 from trainer.models.model_files import load_model
 from trainer.models.two_tower_model import TwoTowerModel
 

@@ -14,7 +14,7 @@ from contracts.layout import Workdir
 from contracts.names import UserColumn
 from serving.servable_session import Recommendations, Servable, request_inputs
 from trainer.catalogue import Catalogue
-from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.evaluation_users import EvaluationUsers
 from trainer.input.ragged import Ragged
 
 _USERS_AT_ONCE = 64

@@ -30,7 +30,7 @@ from trainer.evaluation.metrics import (
 )
 from trainer.evaluation.popularity import popularity_lists
 from trainer.evaluation.ranking import ExactRanking
-from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.evaluation_users import EvaluationUsers
 from trainer.models.model_files import load_model
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import contextlib
 
 import tensorflow as tf
 
-from trainer.input.input_pipeline import WindowBatch
+from trainer.input.training_windows import WindowBatch
 
 
 def strategy_of(replicas: int) -> tf.distribute.Strategy:

@@ -23,7 +23,8 @@ from trainer.catalogue import Catalogue
 from trainer.evaluation.exploration import EXPLORATION_SHARE, measure_exploration_share
 from trainer.evaluation.metrics import monitored_k, ndcg_of_places, recall_of_places
 from trainer.evaluation.ranking import ExactRanking
-from trainer.input.input_pipeline import EvaluationUsers, TrainingWindows, WindowBatch
+from trainer.input.evaluation_users import EvaluationUsers
+from trainer.input.training_windows import TrainingWindows, WindowBatch
 from trainer.losses.enough_negatives import require_negatives
 from trainer.losses.seen_weight import seen_weight
 from trainer.models.build import build_model

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from beam_jobs.common.arrays import Float32, Int64
-from beam_jobs.grouping.partition import known_centroids, nearest_centroid, squared_distances
+from beam_jobs.grouping.kmeans import known_centroids, nearest_centroid, squared_distances
 
 
 def size_cap(num_items: int, num_groups: int, max_size_ratio: float) -> int:

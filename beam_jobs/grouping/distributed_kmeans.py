@@ -14,7 +14,7 @@ from beam_jobs.common.arrays import Float32, Int64
 from beam_jobs.common.beam_run import collect
 from beam_jobs.common.files import read_array, write_array
 from beam_jobs.grouping.embedding_blocks import EmbeddingBlock
-from beam_jobs.grouping.partition import nearest_centroid, squared_distances
+from beam_jobs.grouping.kmeans import nearest_centroid, squared_distances
 from contracts.config import BeamConfig
 from contracts.storage import as_path, remove
 

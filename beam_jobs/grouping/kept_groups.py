@@ -20,8 +20,9 @@ from scipy.linalg import orthogonal_procrustes
 
 from beam_jobs.common.arrays import Bool, Float32, Int64
 from beam_jobs.features.side_features import SideFeatures
-from beam_jobs.grouping.item_embeddings import embed_cold, normalise_rows, read_block
-from beam_jobs.grouping.partition import nearest_centroid
+from beam_jobs.grouping.cold_items import embed_cold
+from beam_jobs.grouping.item_embeddings import normalise_rows, read_block
+from beam_jobs.grouping.kmeans import nearest_centroid
 from beam_jobs.grouping.stable_groups import PreviousGroups
 
 _FRESH_SHARE = 0.25

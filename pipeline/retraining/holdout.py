@@ -33,7 +33,7 @@ class HoldoutUsers:
         """
         from serving.requests import user_requests
         from trainer.catalogue import Catalogue
-        from trainer.input.input_pipeline import EvaluationUsers
+        from trainer.input.evaluation_users import EvaluationUsers
 
         self._workdir, self._catalogue = workdir, Catalogue.load(workdir)
         self._users = EvaluationUsers.load(workdir, Split.TEST, max_users)
@@ -109,7 +109,8 @@ def holdout_events_in_training(workdir: Workdir, start: int, *, others_learn: bo
     Raises:
         ArtifactError: there is no test user.
     """
-    from trainer.input.input_pipeline import EvaluationUsers, training_events
+    from trainer.input.evaluation_users import EvaluationUsers
+    from trainer.input.training_windows import training_events
 
     users = EvaluationUsers.load(workdir, Split.TEST)
     targets = np.stack([users.user_index[users.targets.row_ids()], users.targets.values], axis=1)

@@ -208,7 +208,7 @@ def _lists_difference(store: Store, first: Record, second: Record) -> Table:
     from serving.requests import user_requests
     from serving.servable_session import ServableSession
     from trainer.catalogue import Catalogue
-    from trainer.input.input_pipeline import EvaluationUsers
+    from trainer.input.evaluation_users import EvaluationUsers
 
     workdir = store.run(second.run_id)
     users = EvaluationUsers.load(workdir, Split.TEST, _DIFF_USERS)

@@ -15,7 +15,7 @@ from contracts.names import Split
 from serving.search.group_index import GroupIndex, build_group_index, index_fingerprint
 from trainer.catalogue import Catalogue
 from trainer.evaluation.ranking import encode_users
-from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.evaluation_users import EvaluationUsers
 from trainer.models.two_tower_model import TwoTowerModel
 
 _TUNING_USERS = 128

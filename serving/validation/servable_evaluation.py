@@ -15,7 +15,7 @@ from serving.servable_session import ServableSession
 from trainer.catalogue import Catalogue
 from trainer.evaluate import lengths_to_measure, measure
 from trainer.evaluation.metrics import MetricTable
-from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.evaluation_users import EvaluationUsers
 from trainer.progress import line_a_minute
 
 _REQUESTS_AT_ONCE = 4

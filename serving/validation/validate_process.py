@@ -36,7 +36,7 @@ from serving.warmup import read_warmup
 from trainer.catalogue import Catalogue
 from trainer.evaluation.exploration import EXPLORATION_SHARE
 from trainer.evaluation.merge import num_explored
-from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.evaluation_users import EvaluationUsers
 from trainer.progress import line_a_minute
 
 _OP_LIBRARIES = {"scann": (SCANN_OPS,), "exact": ()}

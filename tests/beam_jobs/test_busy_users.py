@@ -17,7 +17,7 @@ from contracts.config import WindowsConfig
 from contracts.layout import ItemStatistics, Workdir
 from contracts.names import ITEMS_PER_USER, Split
 from tests.beam_jobs.helpers import community_log, make_config, read_events, write_log
-from trainer.input.input_pipeline import TrainingWindows
+from trainer.input.training_windows import TrainingWindows
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from beam_jobs.sampling.expected_draws import DrawsOfWindows, ExpectedDraws
 from contracts.layout import Workdir
 from contracts.names import Split, WindowField
 from tests.beam_jobs.helpers import community_log, make_config, read_events, read_groups
-from trainer.input.input_pipeline import TrainingWindows
+from trainer.input.training_windows import TrainingWindows
 
 
 def by_users(weights: dict[int, int], group_of: dict[int, int], owned: dict[int, dict[int, bool]]) -> list[float]:

@@ -21,7 +21,7 @@ from beam_jobs.grouping import embedding_blocks
 from beam_jobs.grouping.balance import balance_groups
 from beam_jobs.grouping.distributed_kmeans import assign_items, refine_centroids
 from beam_jobs.grouping.item_embeddings import normalise_rows
-from beam_jobs.grouping.partition import fit_centroids, squared_distances
+from beam_jobs.grouping.kmeans import fit_centroids, squared_distances
 from contracts.artifact import writing
 from contracts.config import BeamConfig, GroupsConfig
 from contracts.layout import Workdir
@@ -155,7 +155,7 @@ def test_a_sweep_over_items_that_are_all_the_same_explains_all() -> None:
 
 def test_the_fit_takes_one_thread_as_more_would_add_up_in_any_order() -> None:
     pools = "[pool['num_threads'] for pool in threadpoolctl.threadpool_info()]"
-    code = f"import beam_jobs.grouping.partition, threadpoolctl; print({pools})"
+    code = f"import beam_jobs.grouping.kmeans, threadpoolctl; print({pools})"
     free = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     done = subprocess.run([sys.executable, "-c", code], env=free, capture_output=True, text=True, check=True)
     threads = json.loads(done.stdout)

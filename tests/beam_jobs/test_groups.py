@@ -15,16 +15,11 @@ from sklearn.datasets import make_blobs
 
 from beam_jobs import groups, ingest, statistics
 from beam_jobs.common.payload import pack_sorted
-from beam_jobs.grouping import cooccurrence, partition
+from beam_jobs.grouping import categories, cooccurrence
+from beam_jobs.grouping.categories import merge_categories, split_categories
 from beam_jobs.grouping.cooccurrence import UNIT, PairKeys
 from beam_jobs.grouping.item_embeddings import embed_cooccurrences, ppmi
-from beam_jobs.grouping.partition import (
-    fill_empty,
-    fit_centroids,
-    merge_categories,
-    nearest_centroid,
-    split_categories,
-)
+from beam_jobs.grouping.kmeans import fill_empty, fit_centroids, nearest_centroid
 from contracts.layout import Workdir
 from tests.beam_jobs.helpers import community_log, make_config, read_groups, write_log
 
@@ -202,7 +197,7 @@ def test_categories_merge_as_in_a_plain_loop(most: int, least: int) -> None:
 
 def test_of_very_many_categories_the_small_ones_join_the_large_ones_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """One by one, as many as a catalogue has brands would take hours."""
-    monkeypatch.setattr(partition, "_MERGED_ONE_BY_ONE", 3)
+    monkeypatch.setattr(categories, "_MERGED_ONE_BY_ONE", 3)
     rng = np.random.default_rng(0)
     codes = np.concatenate([np.repeat([7, 30, 55], 9), np.repeat(np.delete(np.arange(60), [7, 30, 55]), 2)])
     rows = rng.normal(size=(len(codes), 4)).astype(np.float32)

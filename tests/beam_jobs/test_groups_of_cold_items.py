@@ -13,9 +13,10 @@ from sklearn.metrics import adjusted_rand_score
 
 from beam_jobs import groups
 from beam_jobs.features.side_features import SideColumns, read_side_features
+from beam_jobs.grouping.categories import split_categories
+from beam_jobs.grouping.cold_items import embed_cold
 from beam_jobs.grouping.embedding_blocks import blocks_of
-from beam_jobs.grouping.item_embeddings import embed_cold, normalise_rows
-from beam_jobs.grouping.partition import split_categories
+from beam_jobs.grouping.item_embeddings import normalise_rows
 from beam_jobs.grouping.stable_groups import PreviousGroups
 from beam_jobs.groups import EmbeddedItems, Items
 from tests.beam_jobs.helpers import make_config

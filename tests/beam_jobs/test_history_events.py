@@ -22,8 +22,9 @@ from contracts.config.data import FeedbackConfig
 from contracts.layout import Workdir
 from contracts.names import MOST_CONTEXT, EvaluationField, Split
 from tests.beam_jobs.helpers import make_config, read_events
-from trainer.input.input_pipeline import EvaluationUsers, TrainingWindows
+from trainer.input.evaluation_users import EvaluationUsers
 from trainer.input.ragged import Ragged
+from trainer.input.training_windows import TrainingWindows
 
 LEVELS = ("seen", "opened", "liked", "bought")
 TARGET = 2

@@ -26,7 +26,7 @@ from contracts.config import BeamConfig, Config
 from contracts.layout import Workdir
 from contracts.names import PADDING_INDEX, Split, WindowField
 from tests.beam_jobs.helpers import HEADER, make_config, read_events, write_log
-from trainer.input.input_pipeline import TrainingWindows
+from trainer.input.training_windows import TrainingWindows
 
 DRAWS = 20_000
 

@@ -20,7 +20,8 @@ from contracts.names import Split, WindowField
 from serving.requests import user_requests
 from tests.beam_jobs.helpers import make_config, read_events, write_log
 from trainer.catalogue import Catalogue
-from trainer.input.input_pipeline import EvaluationUsers, TrainingWindows
+from trainer.input.evaluation_users import EvaluationUsers
+from trainer.input.training_windows import TrainingWindows
 
 PAGES, DEVICES = ["home", "2"], ["phone"]
 FEATURES = [{"name": "page", "values": PAGES}, {"name": "device", "column": "Device type", "values": DEVICES}]

@@ -10,7 +10,8 @@ import pytest
 
 from beam_jobs.features import side_features
 from beam_jobs.features.side_features import SideFeatures, read_side_features, take_apart
-from beam_jobs.grouping.item_embeddings import embed_cold, normalise_rows
+from beam_jobs.grouping.cold_items import embed_cold
+from beam_jobs.grouping.item_embeddings import normalise_rows
 from contracts.config import Feature, FeatureTable
 
 

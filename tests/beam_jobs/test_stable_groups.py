@@ -13,9 +13,10 @@ import pytest
 
 from beam_jobs import groups, ingest, statistics
 from beam_jobs.features.side_features import read_side_features
+from beam_jobs.grouping.categories import _start_of_parts, split_categories
 from beam_jobs.grouping.embedding_blocks import blocks_of
 from beam_jobs.grouping.item_embeddings import normalise_rows
-from beam_jobs.grouping.partition import _start_of_parts, split_categories, start_centroids
+from beam_jobs.grouping.kmeans import start_centroids
 from beam_jobs.grouping.stable_groups import (
     CategoryShares,
     PreviousGroups,

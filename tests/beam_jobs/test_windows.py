@@ -18,7 +18,7 @@ from contracts.config import Config
 from contracts.layout import Workdir
 from contracts.names import EvaluationField, Split, WindowField
 from tests.beam_jobs.helpers import community_log, make_config, read_events
-from trainer.input.input_pipeline import TrainingWindows
+from trainer.input.training_windows import TrainingWindows
 
 
 def _parse(records: bytes | Path, path: Path) -> list[dict[str, list[int]]]:

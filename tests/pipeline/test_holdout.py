@@ -29,7 +29,7 @@ from serving import servable_session
 from serving.servable_session import Recommendations
 from tests.beam_jobs.helpers import make_config
 from tests.trainer.artifacts import cyclic_log, write_artifacts
-from trainer.input import input_pipeline
+from trainer.input import evaluation_users, training_windows
 from trainer.input.ragged import Ragged
 
 DAY, FIRST = 86_400, 1_704_067_200
@@ -117,10 +117,10 @@ def test_an_event_is_the_holdouts_by_its_second_or_as_a_target_of_its_own_user(
 ) -> None:
     """Users 1 and 2 have the targets 3 and 1. Item 5 is no target, and more than any."""
     users = SimpleNamespace(user_index=np.array([1, 2]), targets=Ragged(np.array([3, 1]), np.array([0, 1, 2])))
-    monkeypatch.setattr(input_pipeline.EvaluationUsers, "load", lambda *_: users)
+    monkeypatch.setattr(evaluation_users.EvaluationUsers, "load", lambda *_: users)
     events = [(1, 5, 9), (1, 1, 9), (2, 3, 9), (1, 3, 9), (2, 1, 2), (2, 2, 10), (2, 2, 11), (7, 3, 12)]
-    told = input_pipeline.TrainingEvents(*np.array(events).T, is_taken=np.ones(len(events), bool))
-    monkeypatch.setattr(input_pipeline, "training_events", lambda _: [told])
+    told = training_windows.TrainingEvents(*np.array(events).T, is_taken=np.ones(len(events), bool))
+    monkeypatch.setattr(training_windows, "training_events", lambda _: [told])
     # (1, 3) and (2, 1), and two events after the second in which the holdout begins.
     assert holdout_events_in_training(Workdir(tmp_path), 10_400_000) == 4
     # Where only users are held out: of user 2, who is, one late event; user 7's is no fault.
@@ -177,10 +177,10 @@ def test_where_others_learn_the_validation_users_late_events_are_a_fault_too(
         split: SimpleNamespace(user_index=np.array([user]), targets=Ragged(np.array([3]), np.array([0, 1])))
         for split, user in ((Split.TEST, 1), (Split.VALIDATION, 2))
     }
-    monkeypatch.setattr(input_pipeline.EvaluationUsers, "load", lambda _, split: of[split])
+    monkeypatch.setattr(evaluation_users.EvaluationUsers, "load", lambda _, split: of[split])
     events = [(1, 4, 12), (2, 4, 12), (7, 4, 12)]  # user 7 is another
-    told = input_pipeline.TrainingEvents(*np.array(events).T, is_taken=np.ones(3, bool))
-    monkeypatch.setattr(input_pipeline, "training_events", lambda _: [told])
+    told = training_windows.TrainingEvents(*np.array(events).T, is_taken=np.ones(3, bool))
+    monkeypatch.setattr(training_windows, "training_events", lambda _: [told])
     assert holdout_events_in_training(Workdir(tmp_path), 10_000_000, others_learn=True) == 2
 
 

@@ -27,7 +27,7 @@ from pipeline.stage import Stage
 from tests.pipeline.retrain_log import DAYS
 from tests.pipeline.stubbed_calls import StubbedCalls
 from tests.pipeline.test_retrain import Calls
-from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.evaluation_users import EvaluationUsers
 
 
 def serve_a_version(store: Store) -> None:

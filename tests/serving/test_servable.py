@@ -22,7 +22,7 @@ from tests.serving.asking import check, corpus_of, random_controls
 from tests.serving.conftest import GROUP_SIZES, MODEL, NUM_USERS, Trained, make_log
 from trainer.evaluate import evaluate
 from trainer.evaluation.ranking import encode_users
-from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.evaluation_users import EvaluationUsers
 from trainer.models.model_files import load_model
 
 

@@ -12,7 +12,7 @@ from serving.requests import user_requests
 from serving.servable_session import ServableSession
 from serving.validation.servable_evaluation import served_lists
 from tests.serving.conftest import Trained
-from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.evaluation_users import EvaluationUsers
 
 
 def test_lists_beyond_the_catalogue_take_no_room(servables: Mapping[str, Path], trained: Trained) -> None:

@@ -21,7 +21,7 @@ from tests.serving.asking import check, corpus_of
 from tests.serving.conftest import Trained, make_config, write_model
 from trainer.catalogue import Catalogue
 from trainer.evaluation.ranking import ExactRanking, encode_users
-from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.evaluation_users import EvaluationUsers
 from trainer.input.ragged import Ragged
 from trainer.models.model_files import load_model
 from trainer.towers.oov_buckets import bucket_index

@@ -18,7 +18,7 @@ from serving.servable_session import ServableSession
 from serving.signatures import read_signatures
 from serving.warmup import read_warmup, write_warmup
 from tests.serving.conftest import Trained
-from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.evaluation_users import EvaluationUsers
 
 BATCHING = Path(__file__).parents[2] / "serving" / "deploy" / "batching.config"
 

@@ -10,7 +10,8 @@ from contracts.layout import Workdir
 from contracts.names import Split
 from trainer.catalogue import Catalogue
 from trainer.evaluation.ranking import ExactRanking
-from trainer.input.input_pipeline import EvaluationUsers, TrainingWindows
+from trainer.input.evaluation_users import EvaluationUsers
+from trainer.input.training_windows import TrainingWindows
 from trainer.models.model_files import load_model
 from trainer.models.two_tower_model import TwoTowerModel
 from trainer.train import train

@@ -5,7 +5,7 @@ import numpy as np
 from tests.trainer.artifacts import of_rows
 from trainer.catalogue import Catalogue
 from trainer.evaluate import break_down
-from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.evaluation_users import EvaluationUsers
 
 
 def test_breakdowns_by_hand() -> None:

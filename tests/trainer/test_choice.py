@@ -7,7 +7,7 @@ from contracts.layout import Workdir
 from tests.trainer.conftest import small_config
 from tests.trainer.test_objective import Encoded, perturbed
 from trainer.catalogue import Catalogue
-from trainer.input.input_pipeline import TrainingWindows
+from trainer.input.training_windows import TrainingWindows
 from trainer.models.two_tower_model import TwoTowerModel
 
 

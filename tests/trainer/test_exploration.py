@@ -14,7 +14,7 @@ from tests.trainer.conftest import small_config
 from trainer.catalogue import Catalogue
 from trainer.evaluate import evaluate
 from trainer.evaluation.exploration import EXPLORATION_SHARE, measure_exploration_share
-from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.evaluation_users import EvaluationUsers
 from trainer.train import train
 
 NUM_USERS, NUM_ITEMS, NUM_COLD = 50, 60, 20

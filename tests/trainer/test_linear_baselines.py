@@ -16,8 +16,9 @@ from tests.trainer.conftest import small_config
 from trainer.catalogue import Catalogue
 from trainer.evaluation import linear_baselines
 from trainer.evaluation.linear_baselines import LinearModel, ease_models, knn_models, linear_lists
-from trainer.input.input_pipeline import EvaluationUsers, TrainingEvents
+from trainer.input.evaluation_users import EvaluationUsers
 from trainer.input.taken_items import taken_items
+from trainer.input.training_windows import TrainingEvents
 
 NUM_USERS, NUM_ITEMS = 60, 12
 

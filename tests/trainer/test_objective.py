@@ -13,7 +13,7 @@ from contracts.layout import Workdir
 from tests.trainer.artifacts import cyclic_log, write_artifacts
 from tests.trainer.conftest import small_config
 from trainer.catalogue import Catalogue
-from trainer.input.input_pipeline import TrainingWindows, WindowBatch
+from trainer.input.training_windows import TrainingWindows, WindowBatch
 from trainer.losses.negative_pools import NegativePools
 from trainer.losses.negative_samplers import uniform_unseen
 from trainer.models.build import build_model

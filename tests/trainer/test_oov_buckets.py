@@ -8,7 +8,7 @@ from contracts.layout import Workdir
 from tests.trainer.artifacts import cyclic_log, write_artifacts
 from tests.trainer.conftest import small_config
 from trainer.catalogue import Catalogue
-from trainer.input.input_pipeline import TrainingWindows
+from trainer.input.training_windows import TrainingWindows
 from trainer.models.build import build_model
 from trainer.towers.oov_buckets import OOVBuckets, bucket_index
 

@@ -19,7 +19,7 @@ from trainer.evaluation.merge import fill_quotas, quotas
 from trainer.evaluation.metrics import hits, ndcg_at_k, ndcg_of_places, recall_at_k, recall_of_places
 from trainer.evaluation.popularity import popularity_lists
 from trainer.evaluation.ranking import ExactRanking
-from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.evaluation_users import EvaluationUsers
 from trainer.input.ragged import Ragged
 
 NUM_ITEMS, NUM_USERS, NUM_GROUPS, DIM = 40, 9, 4, 3

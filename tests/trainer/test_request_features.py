@@ -16,7 +16,8 @@ from tests.trainer.artifacts import Log, write_artifacts
 from tests.trainer.conftest import small_config
 from trainer.catalogue import Catalogue
 from trainer.evaluate import evaluate
-from trainer.input.input_pipeline import EvaluationUsers, TrainingWindows, WindowBatch
+from trainer.input.evaluation_users import EvaluationUsers
+from trainer.input.training_windows import TrainingWindows, WindowBatch
 from trainer.layers.request_features import RequestFeatures
 from trainer.models.build import build_model
 from trainer.models.model_files import load_model

@@ -7,7 +7,7 @@ import tensorflow as tf
 from contracts.layout import Workdir
 from tests.trainer.conftest import small_config
 from trainer.catalogue import Catalogue
-from trainer.input.input_pipeline import TrainingWindows
+from trainer.input.training_windows import TrainingWindows
 from trainer.losses.seen_weight import seen_weight
 from trainer.models.build import build_model
 

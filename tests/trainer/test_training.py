@@ -27,7 +27,8 @@ from trainer.evaluate import evaluate, warn_of_popularity, write_evaluation
 from trainer.evaluation.baselines import baseline_config
 from trainer.evaluation.metrics import hits, recall_at_k
 from trainer.evaluation.ranking import ExactRanking
-from trainer.input.input_pipeline import EvaluationUsers, TrainingWindows
+from trainer.input.evaluation_users import EvaluationUsers
+from trainer.input.training_windows import TrainingWindows
 from trainer.losses.negative_samplers import negative_sampler
 from trainer.models.model_files import load_model, save_weights
 from trainer.models.two_tower_model import TwoTowerModel

@@ -7,7 +7,7 @@ import tensorflow as tf
 from contracts.layout import Workdir
 from tests.trainer.conftest import small_config
 from trainer.catalogue import Catalogue
-from trainer.input.input_pipeline import TrainingWindows
+from trainer.input.training_windows import TrainingWindows
 from trainer.layers.multiply_conditioning import MultiplyConditioning
 from trainer.models.two_tower_model import TwoTowerModel
 from trainer.towers.user_vectors import ConditionedVectors

@@ -21,7 +21,7 @@ from trainer.catalogue import Catalogue
 from trainer.evaluation.merge import num_explored
 from trainer.evaluation.metrics import hits, recall_at_k
 from trainer.evaluation.ranking import ExactRanking
-from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.evaluation_users import EvaluationUsers
 from trainer.models.two_tower_model import TwoTowerModel
 
 log = logging.getLogger(__name__)

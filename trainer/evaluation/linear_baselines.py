@@ -20,7 +20,7 @@ from contracts.names import Split
 from trainer.catalogue import Catalogue
 from trainer.evaluation.metrics import hits, monitored_k, recall_at_k
 from trainer.evaluation.top_k import top_k
-from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.evaluation_users import EvaluationUsers
 from trainer.input.taken_items import taken_items
 from trainer.progress import line_a_minute
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from contracts.layout import Workdir
-from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.evaluation_users import EvaluationUsers
 from trainer.input.taken_items import taken_items
 
 _USERS_PER_CHUNK = 1024

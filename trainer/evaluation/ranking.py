@@ -15,7 +15,7 @@ from contracts.names import ScoredMerge
 from trainer.catalogue import Catalogue
 from trainer.evaluation.merge import fill_quotas, floored_log_intent, num_explored, quotas
 from trainer.evaluation.top_k import LAST_KEY, sort_keys, top_k
-from trainer.input.input_pipeline import EvaluationUsers
+from trainer.input.evaluation_users import EvaluationUsers
 from trainer.input.ragged import Ragged
 from trainer.models.two_tower_model import TwoTowerModel
 from trainer.progress import line_a_minute

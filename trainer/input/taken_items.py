@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from contracts.layout import Workdir
-from trainer.input.input_pipeline import training_events
+from trainer.input.training_windows import training_events
 
 
 def taken_items(workdir: Workdir, num_items: int) -> sp.csr_matrix:

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from contracts.config import LossConfig
-from trainer.input.input_pipeline import WindowBatch
+from trainer.input.training_windows import WindowBatch
 from trainer.layers.group_blocks import GroupBlocks
 from trainer.layers.index_ops import repeat
 from trainer.losses.log_partitions import (

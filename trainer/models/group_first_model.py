@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from trainer.input.input_pipeline import WindowBatch
+from trainer.input.training_windows import WindowBatch
 from trainer.models.two_tower_model import TwoTowerModel, num_events
 from trainer.towers.user_vectors import OneGroupVectors, UserVectors
 

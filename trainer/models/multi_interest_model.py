@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from contracts.config import Config
 from trainer.catalogue import Catalogue
-from trainer.input.input_pipeline import WindowBatch
+from trainer.input.training_windows import WindowBatch
 from trainer.layers.interest_encoder import InterestEncoder
 from trainer.models.two_tower_model import TwoTowerModel
 

@@ -13,7 +13,7 @@ import tensorflow_recommenders as tfrs
 from contracts.config import Config
 from contracts.names import PADDING_INDEX
 from trainer.catalogue import Catalogue
-from trainer.input.input_pipeline import WindowBatch
+from trainer.input.training_windows import WindowBatch
 from trainer.layers.context_mark import ContextMark
 from trainer.layers.request_features import REQUEST
 from trainer.losses.binary_loss import binary_loss, gbce_exponent

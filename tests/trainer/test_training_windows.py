@@ -9,15 +9,9 @@ import pytest
 from contracts.artifact import ArtifactError
 from contracts.names import Split, WindowField
 from tests.trainer.artifacts import Log, cyclic_log, of_rows, write_artifacts
-from trainer.input.input_pipeline import (
-    EvaluationUsers,
-    TrainingWindows,
-    _cut,
-    _most_events,
-    _window_batch,
-    training_events,
-)
+from trainer.input.evaluation_users import EvaluationUsers
 from trainer.input.ragged import Ragged
+from trainer.input.training_windows import TrainingWindows, _cut, _most_events, _window_batch, training_events
 
 
 def chunk_of(

@@ -1,23 +1,20 @@
-"""Training windows and evaluation users, from TFRecords to padded batches."""
+"""Training windows, from TFRecords to padded batches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
-from contracts.artifact import ArtifactError, read_manifest
+from contracts.artifact import read_manifest
 from contracts.layout import Workdir
-from contracts.names import EvaluationField, Split, WindowField
+from contracts.names import Split, WindowField
 from trainer.input.ragged import Ragged
+from trainer.input.record_chunks import read_chunks, shards_of
 from trainer.input.tied_events import shuffle_ties
 
-_CHUNK = 16_384
-"""Number of windows that are sorted by length together."""
 _MOST_CONTEXT = 4.0
 """If most events lie before the first target, a batch holds up to this many times as many events as otherwise."""
 _FEW_STEPS = 25
@@ -35,14 +32,6 @@ _WINDOW_FIELDS = (
     WindowField.EXPOSED_NEGATIVES,
     WindowField.MINED_NEGATIVES,
     WindowField.TIMESTAMP,
-)
-_USER_FIELDS = (
-    EvaluationField.USER_INDEX,
-    EvaluationField.HISTORY_ITEM_INDEX,
-    EvaluationField.HISTORY_CONTEXT,
-    EvaluationField.SEEN_ITEM_INDEX,
-    EvaluationField.TARGET_ITEM_INDEX,
-    EvaluationField.REQUEST,
 )
 
 
@@ -96,7 +85,7 @@ class TrainingWindows:
     def __init__(self, workdir: Workdir, events_per_batch: int, seed: int):
         manifest = read_manifest(workdir.windows.path)
         self.num_positives = manifest.counts["train_positives"] + manifest.counts["train_first_targets"]
-        self._draws = [_files(workdir, Split.TRAIN, draw) for draw in range(manifest.details["resamples"])]
+        self._draws = [shards_of(workdir, Split.TRAIN, draw) for draw in range(manifest.details["resamples"])]
         self._events_per_batch = events_per_batch
         self._most_events = _most_events(events_per_batch, self.num_positives)
         self._seed = seed
@@ -106,10 +95,10 @@ class TrainingWindows:
         rng = np.random.default_rng([self._seed, epoch])
         shards = self._draws[epoch % len(self._draws)]
         files = [shards[index] for index in rng.permutation(len(shards))]
-        records = _records(files).shuffle(4 * _CHUNK, seed=int(rng.integers(2**31)), reshuffle_each_iteration=False)
+        shuffle_seed = int(rng.integers(2**31))
         # Separate streams: what is drawn does not change which windows make up a batch.
         of_draws, of_ties = (np.random.default_rng([self._seed, epoch, stream]) for stream in (1, 2))
-        for chunk in _chunks(records, files, _WINDOW_FIELDS):
+        for chunk in read_chunks(files, _WINDOW_FIELDS, shuffle_seed):
             for name in (WindowField.IN_GROUP_NEGATIVES, WindowField.EASY_NEGATIVES):
                 chunk[name] = replace(chunk[name], values=of_draws.permutation(chunk[name].values))
             shuffle_ties(chunk, of_ties)
@@ -185,67 +174,6 @@ def _at_targets(values: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return result
 
 
-@dataclass(frozen=True)
-class EvaluationUsers:
-    """A split's users.
-
-    Attributes:
-        user_index: int64 [num_users].
-        history, seen, targets: item_index of each user's history (oldest first; negative = an event below the target
-            level), of items not to recommend, and of items to find.
-        request: int64 [num_users], `EventColumn.REQUEST` of the first target.
-    """
-
-    user_index: np.ndarray
-    history: Ragged
-    seen: Ragged
-    targets: Ragged
-    request: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.user_index)
-
-    def take(self, rows: np.ndarray) -> EvaluationUsers:
-        """The users at `rows`, in that order."""
-        history, seen, targets = (values.take(rows) for values in (self.history, self.seen, self.targets))
-        return EvaluationUsers(self.user_index[rows], history, seen, targets, self.request[rows])
-
-    @classmethod
-    def load(cls, workdir: Workdir, split: Split, limit: int | None = None) -> EvaluationUsers:
-        """Reads the users of the validation or test split, evenly spaced ones if there are more than `limit`.
-
-        The records are stored in buckets by a hash of the user, so such a sample is as good as a random one.
-
-        Raises:
-            ArtifactError: there are no windows, or the split has no users.
-        """
-        number = read_manifest(workdir.windows.path).counts[f"{split.name.lower()}_users"]
-        wanted = np.linspace(0, number - 1, min(number, number if limit is None else limit)).astype(np.int64)
-        chunks, start = [], 0
-        files = _files(workdir, split)
-        for chunk in _chunks(_records(files), files, _USER_FIELDS):
-            end = start + len(chunk[EvaluationField.USER_INDEX])
-            # Selected right away: all users of a large log would not fit into memory.
-            rows = wanted[(wanted >= start) & (wanted < end)] - start
-            chunks.append({name: value.take(rows) for name, value in chunk.items()})
-            start = end
-        if not chunks:
-            raise ArtifactError(
-                f"{workdir.windows.path} has no {split.name.lower()} users: "
-                "use a log with more events per user, or change the split section of the config"
-            )
-        joined = {name: _concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-        history, context = joined[EvaluationField.HISTORY_ITEM_INDEX], joined[EvaluationField.HISTORY_CONTEXT]
-        history.values[history.splits[context.row_ids()] + context.values] *= -1
-        return cls(
-            user_index=joined[EvaluationField.USER_INDEX].values,
-            history=history,
-            seen=joined[EvaluationField.SEEN_ITEM_INDEX],
-            targets=joined[EvaluationField.TARGET_ITEM_INDEX],
-            request=joined[EvaluationField.REQUEST].values,
-        )
-
-
 class TrainingEvents(NamedTuple):
     """Events of training windows.
 
@@ -263,67 +191,9 @@ class TrainingEvents(NamedTuple):
 def training_events(workdir: Workdir) -> Iterator[TrainingEvents]:
     """Yields every event of the training windows, context or target; an event in two windows comes twice."""
     wanted = (WindowField.USER_INDEX, WindowField.ITEM_INDEX, WindowField.TIMESTAMP, WindowField.NON_TARGETS)
-    files = _files(workdir, Split.TRAIN)  # all draws of negatives hold the same windows
-    for chunk in _chunks(_records(files), files, wanted):
+    files = shards_of(workdir, Split.TRAIN)  # all draws of negatives hold the same windows
+    for chunk in read_chunks(files, wanted):
         user, item, second, others = (chunk[name] for name in wanted)
         is_taken = np.ones(len(item.values), bool)
         is_taken[item.splits[others.row_ids()] + others.values] = False
         yield TrainingEvents(np.repeat(user.values, item.lengths), item.values, second.values, is_taken)
-
-
-def _records(files: list[str]) -> tf.data.Dataset:
-    return tf.data.TFRecordDataset(files, compression_type="GZIP")
-
-
-def _chunks(records: tf.data.Dataset, files: list[str], names: tuple[str, ...]) -> Iterator[dict[str, Ragged]]:
-    """Yields the fields `names` of `_CHUNK` records at a time.
-
-    Raises:
-        ArtifactError: one of the `files` that hold the records is damaged or gone.
-    """
-    feature = tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64)
-    parsed = records.batch(_CHUNK).map(
-        lambda serialized: tf.io.parse_example(serialized, dict.fromkeys(names, feature))
-    )
-    try:
-        for chunk in parsed.prefetch(1).with_options(_no_autotune()):
-            yield {name: Ragged(value.values.numpy(), value.row_splits.numpy()) for name, value in chunk.items()}
-    except (tf.errors.DataLossError, tf.errors.NotFoundError):
-        file = Path(next(filter(_is_damaged, files), files[0]))  # TensorFlow does not say which
-        raise ArtifactError(
-            f"{file} is damaged or missing: delete {file.parent} and run again to recreate it"
-        ) from None
-
-
-def _is_damaged(file: str) -> bool:
-    try:
-        _records([file]).reduce(np.int64(0), lambda number, _: number + 1)
-    except tf.errors.OpError:
-        return True
-    return False
-
-
-def _no_autotune() -> tf.data.Options:
-    """Turns autotuning off: there is nothing to tune, and the end of an epoch would wait for the tuner.
-
-    tf.data's tuner sleeps for 10 ms, 20 ms, 40 ms, ..., and an iterator is not gone until it wakes:
-    on average, this made an epoch half as long again.
-    """
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return options
-
-
-def _concatenate(parts: list[Ragged]) -> Ragged:
-    lengths = np.concatenate([part.lengths for part in parts])
-    return Ragged(np.concatenate([part.values for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))
-
-
-def _files(workdir: Workdir, split: Split, draw: int = 0) -> list[str]:
-    """The split's shards as listed in the manifest; other files are never read."""
-    path: Path = workdir.windows.path
-    prefix = workdir.windows.prefix(split, draw)
-    files = [str(path / name) for name in read_manifest(path).files if name.startswith(prefix)]
-    if not files:
-        raise ArtifactError(f"{path} lists no {split.name.lower()} shards: run the windows stage again")
-    return sorted(files)
