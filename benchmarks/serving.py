@@ -59,8 +59,8 @@ from contracts.config import ServingConfig
 from contracts.names import Request, Signature
 from contracts.storage import write_text
 from pipeline.benchmark_table import json_output
-from serving.search.exact_index import ExactIndexSet
-from serving.search.index_set import ScannIndexSet
+from serving.search.exact_index_set import ExactIndexSet
+from serving.search.scann_index_set import ScannIndexSet
 from serving.servable_session import ServableSession
 from serving.signature_spec import SignatureSpec
 from serving.validation.exact_merge import Corpus, RowControls, exact_selection

@@ -17,10 +17,10 @@ from benchmarks.serving_data import DIM, Data
 from contracts.config import ServingConfig
 from serving.graph.compact_graph import save_compact
 from serving.graph.merge import MERGES, plan_groups, select
-from serving.search.exact_index import ExactIndexSet
+from serving.search.exact_index_set import ExactIndexSet
 from serving.search.group_index import GroupIndex, build_group_index, leaves_for
-from serving.search.index_set import ScannIndexSet
 from serving.search.index_tuning import SearchPoint, TuningSample, tuned_searches
+from serving.search.scann_index_set import ScannIndexSet
 from serving.servable_session import ServableSession
 
 Outputs = dict[str, tf.Tensor]

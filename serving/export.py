@@ -17,17 +17,17 @@ from serving.graph.compact_graph import save_compact
 from serving.graph.exploration import Exploration
 from serving.graph.features import UserFeatures, VocabularyLookup, user_feature_configs
 from serving.graph.retriever import IndexSet, Retriever
-from serving.requests import UserRequests, user_requests
-from serving.search.exact_index import ExactIndexSet
+from serving.search.exact_index_set import ExactIndexSet
 from serving.search.group_index import GroupIndex
 from serving.search.index_build import build_indexes, group_members, tuning_queries
-from serving.search.index_set import ScannIndexSet
 from serving.search.index_store import read_indexes, write_indexes
+from serving.search.scann_index_set import ScannIndexSet
 from serving.signatures import require_compatible
+from serving.user_requests import UserRequests, user_requests
 from serving.versions import appearing, next_version, predecessor, unvalidated
 from serving.warmup import WARMUP_FILE, write_warmup
 from trainer.catalogue import Catalogue
-from trainer.evaluation.exploration import EXPLORATION_SHARE, exploration_share
+from trainer.evaluation.exploration_share import EXPLORATION_SHARE, exploration_share
 from trainer.evaluation.merge import MIN_PROBABILITY
 from trainer.input.evaluation_users import EvaluationUsers
 from trainer.models.model_files import load_model

@@ -13,10 +13,10 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from contracts.config import MAX_BATCH_SIZE
 from contracts.layout import ASSETS_EXTRA
 from contracts.names import Signature
-from serving.requests import UserRequests
 from serving.signature_spec import SignatureSpec
 from serving.signatures import read_signatures
 from serving.tensors import to_proto
+from serving.user_requests import UserRequests
 
 WARMUP_FILE = ASSETS_EXTRA / "tf_serving_warmup_requests"
 

@@ -14,7 +14,7 @@ from contracts.config import Config
 from contracts.config_io import read_stored_config
 from contracts.layout import MAIN_MODEL, Model, Workdir
 from trainer.catalogue import Catalogue
-from trainer.evaluation.exploration import EXPLORATION_SHARE, exploration_share
+from trainer.evaluation.exploration_share import EXPLORATION_SHARE, exploration_share
 from trainer.models.build import build_model
 from trainer.models.model_files import save_model
 from trainer.training.warm_start import warm_start

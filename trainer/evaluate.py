@@ -16,7 +16,7 @@ from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import ScoredMerge, Split
 from trainer.catalogue import Catalogue
 from trainer.evaluation.baselines import UNTRAINED, baseline_config
-from trainer.evaluation.exploration import exploration_share
+from trainer.evaluation.exploration_share import exploration_share
 from trainer.evaluation.linear_baselines import LinearBaseline, linear_lists
 from trainer.evaluation.metric_names import NDCG_K, recall_name
 from trainer.evaluation.metrics import (

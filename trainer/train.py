@@ -20,7 +20,7 @@ from contracts.layout import Model, Workdir
 from contracts.names import Split
 from contracts.storage import write_whole
 from trainer.catalogue import Catalogue
-from trainer.evaluation.exploration import EXPLORATION_SHARE, measure_exploration_share
+from trainer.evaluation.exploration_share import EXPLORATION_SHARE, measure_exploration_share
 from trainer.evaluation.metrics import monitored_k, ndcg_of_places, recall_of_places
 from trainer.evaluation.ranking import ExactRanking
 from trainer.input.evaluation_users import EvaluationUsers

@@ -110,7 +110,7 @@ def _left_out(config: Config, run: RetrainRun) -> str | None:
 
 def _config(config: Config, plan: Plan, workdir: Workdir) -> Config:
     """The config of the second training, which continues from the first."""
-    from trainer.evaluation.exploration import exploration_share
+    from trainer.evaluation.exploration_share import exploration_share
 
     epochs, model = config.retrain.catch_up_epochs, artifact.read_manifest(workdir.model(MAIN_MODEL).path)
     # If the first training kept the weights it started with, what the run was to learn is still to be learnt, too.

@@ -37,7 +37,7 @@ def write_verdict(
     Raises:
         ValueError: the reference cannot be loaded or asked.
     """
-    from trainer.evaluation.exploration import exploration_share
+    from trainer.evaluation.exploration_share import exploration_share
     from trainer.evaluation.merge import num_explored
 
     gate = config.retrain.gate

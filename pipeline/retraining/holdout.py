@@ -31,7 +31,7 @@ class HoldoutUsers:
         Raises:
             ArtifactError: an artifact is missing, or there is no test user.
         """
-        from serving.requests import user_requests
+        from serving.user_requests import user_requests
         from trainer.catalogue import Catalogue
         from trainer.input.evaluation_users import EvaluationUsers
 

@@ -205,8 +205,8 @@ def _groups_difference(store: Store, first: Record, second: Record) -> Text:
 
 def _lists_difference(store: Store, first: Record, second: Record) -> Table:
     """The first items that both versions give to the same users of the second's holdout."""
-    from serving.requests import user_requests
     from serving.servable_session import ServableSession
+    from serving.user_requests import user_requests
     from trainer.catalogue import Catalogue
     from trainer.input.evaluation_users import EvaluationUsers
 

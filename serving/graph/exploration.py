@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from serving.graph.exclusion import Exclusions
 from serving.graph.tables import table
-from serving.search.exact_index import ExactIndexSet
+from serving.search.exact_index_set import ExactIndexSet
 from serving.search.slots import items_by_slot, slots_by_item
 
 _CODE_BITS = 8

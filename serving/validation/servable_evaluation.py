@@ -10,8 +10,8 @@ import numpy as np
 from contracts.config import Config
 from contracts.layout import Workdir
 from contracts.names import Split
-from serving.requests import UserRequests, user_requests
 from serving.servable_session import ServableSession
+from serving.user_requests import UserRequests, user_requests
 from trainer.catalogue import Catalogue
 from trainer.evaluate import lengths_to_measure, measure
 from trainer.evaluation.metrics import MetricTable

@@ -26,15 +26,15 @@ from contracts.layout import Workdir
 from contracts.names import MERGES, Response, Signature, Split
 from serving.export import read_servable_manifest
 from serving.request_values import without_context
-from serving.requests import UserRequests, user_requests
 from serving.servable_session import Servable, ServableSession, decode
+from serving.user_requests import UserRequests, user_requests
 from serving.validation.checks import EmbeddedRequests, ListsVerdict, check_lists, int8_score_error
 from serving.validation.exact_merge import Corpus, RowControls
 from serving.validation.loaders import SCANN_OPS, CServable, EagerServable
 from serving.versions import exported_versions, version_of
 from serving.warmup import read_warmup
 from trainer.catalogue import Catalogue
-from trainer.evaluation.exploration import EXPLORATION_SHARE
+from trainer.evaluation.exploration_share import EXPLORATION_SHARE
 from trainer.evaluation.merge import num_explored
 from trainer.input.evaluation_users import EvaluationUsers
 from trainer.progress import line_a_minute

@@ -17,7 +17,7 @@ from contracts.config import Config
 from contracts.config_io import ConfigError, load_config
 from contracts.layout import Workdir
 from contracts.names import Split, WindowField
-from serving.requests import user_requests
+from serving.user_requests import user_requests
 from tests.beam_jobs.helpers import make_config, read_events, write_log
 from trainer.catalogue import Catalogue
 from trainer.input.evaluation_users import EvaluationUsers

@@ -195,7 +195,7 @@ def test_places_without_an_item_are_not_in_both_lists(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(views, "exported_servable", lambda run: run.path.name)
     monkeypatch.setattr("serving.servable_session.ServableSession", nullcontext)
-    monkeypatch.setattr("serving.requests.user_requests", lambda *_: Requests())
+    monkeypatch.setattr("serving.user_requests.user_requests", lambda *_: Requests())
     monkeypatch.setattr("trainer.input.evaluation_users.EvaluationUsers.load", lambda *_: None)
     monkeypatch.setattr("trainer.catalogue.Catalogue.load", lambda *_: None)
     table = views._lists_difference(Store(tmp_path), record(1), record(2))

@@ -20,7 +20,7 @@ from serving.versions import admit, exported_versions, version_of
 from tests.serving.transform_graphs import CATEGORIES, GENDERS, MAX_TAGS, TAGS, write_item_graph, write_user_graph
 from tests.trainer.artifacts import Log, write_artifacts
 from trainer.catalogue import Catalogue
-from trainer.evaluation.exploration import EXPLORATION_SHARE
+from trainer.evaluation.exploration_share import EXPLORATION_SHARE
 from trainer.models.build import build_model
 
 MODEL = "per_group"

@@ -10,10 +10,10 @@ import tensorflow as tf
 
 from contracts.config import ServingConfig
 from serving.export import require_sound
-from serving.search.exact_index import ExactIndexSet
+from serving.search.exact_index_set import ExactIndexSet
 from serving.search.group_index import GroupIndex, build_group_index, choose_structure, index_fingerprint
 from serving.search.group_search import GroupResults
-from serving.search.index_set import ScannIndexSet
+from serving.search.scann_index_set import ScannIndexSet
 
 ROOT = Path(__file__).parents[2]
 DIM = 16

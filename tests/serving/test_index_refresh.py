@@ -10,8 +10,8 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from serving.search.group_index import as_array, build_group_index
 from serving.search.index_build import build_indexes, group_members, tuning_queries
-from serving.search.index_set import ScannIndexSet
 from serving.search.index_store import read_indexes
+from serving.search.scann_index_set import ScannIndexSet
 from serving.search.scann_resource import ScannResources, StoredIndexes
 from serving.search.slots import items_by_slot
 from serving.signatures import require_compatible

@@ -17,9 +17,9 @@ from serving.export import save
 from serving.graph.exploration import Exploration
 from serving.graph.features import VocabularyLookup
 from serving.graph.retriever import Retriever
-from serving.search.exact_index import ExactIndexSet
+from serving.search.exact_index_set import ExactIndexSet
 from serving.search.group_index import GroupIndex, build_group_index
-from serving.search.index_set import ScannIndexSet
+from serving.search.scann_index_set import ScannIndexSet
 from serving.servable_session import Recommendations, ServableSession
 from trainer.catalogue import Catalogue
 

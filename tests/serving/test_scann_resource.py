@@ -14,7 +14,7 @@ from contracts.layout import SAVED_MODEL
 from serving.graph.compact_graph import save_compact
 from serving.search import scann_resource
 from serving.search.group_index import build_group_index
-from serving.search.index_set import ScannIndexSet
+from serving.search.scann_index_set import ScannIndexSet
 from serving.servable_session import ServableSession
 
 _DIM = 8

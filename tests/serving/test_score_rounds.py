@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from serving.search.exact_index import ExactIndexSet
+from serving.search.exact_index_set import ExactIndexSet
 from serving.search.group_search import GroupResults
 from serving.search.score_rounds import search_in_rounds
 

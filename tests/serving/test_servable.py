@@ -12,8 +12,8 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from contracts.names import MERGES, Request, Response, Signature, Split
 from serving.export import MANIFEST_FILE
-from serving.requests import user_requests
 from serving.servable_session import Recommendations, ServableSession
+from serving.user_requests import user_requests
 from serving.validation.loaders import CServable
 from serving.validation.servable_evaluation import evaluate_servable
 from serving.versions import last_version, next_version

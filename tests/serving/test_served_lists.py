@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import serving.requests
+import serving.user_requests
 from contracts.names import Split
-from serving.requests import user_requests
 from serving.servable_session import ServableSession
+from serving.user_requests import user_requests
 from serving.validation.servable_evaluation import served_lists
 from tests.serving.conftest import Trained
 from trainer.input.evaluation_users import EvaluationUsers
@@ -31,7 +31,7 @@ def test_lists_are_those_of_the_users_asked_one_by_one(
     servables: Mapping[str, Path], trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many requests are under way at once, each list is its user's; of `exact`, as batches change nothing."""
-    monkeypatch.setattr(serving.requests, "_USERS_AT_ONCE", 5)
+    monkeypatch.setattr(serving.user_requests, "_USERS_AT_ONCE", 5)
     users = EvaluationUsers.load(trained.workdir, Split.TEST, None)
     requests = user_requests(trained.workdir, trained.catalogue, users)
     assert len(requests.batches()) > 4

@@ -14,8 +14,8 @@ from contracts.config.data import FeedbackConfig
 from contracts.layout import SAVED_MODEL
 from contracts.names import Split
 from serving.export import export
-from serving.requests import user_requests
 from serving.servable_session import ServableSession
+from serving.user_requests import user_requests
 from serving.validation.validate_process import check_servables
 from tests.serving.asking import check, corpus_of
 from tests.serving.conftest import Trained, make_config, write_model

@@ -13,9 +13,9 @@ import tensorflow as tf
 from benchmarks.serving import shares
 from contracts.layout import SAVED_MODEL
 from contracts.names import Request, Signature, Split
-from serving.requests import UserRequests, user_requests
 from serving.servable_session import ServableSession
 from serving.signatures import read_signatures
+from serving.user_requests import UserRequests, user_requests
 from serving.warmup import read_warmup, write_warmup
 from tests.serving.conftest import Trained
 from trainer.input.evaluation_users import EvaluationUsers

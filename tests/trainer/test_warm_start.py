@@ -19,7 +19,7 @@ from tests.trainer.artifacts import Log, write_artifacts
 from trainer.carry_over import carry_over
 from trainer.catalogue import Catalogue
 from trainer.evaluation.baselines import baseline_config
-from trainer.evaluation.exploration import EXPLORATION_SHARE, exploration_share
+from trainer.evaluation.exploration_share import EXPLORATION_SHARE, exploration_share
 from trainer.models.build import build_model
 from trainer.models.model_files import load_model
 from trainer.models.two_tower_model import TwoTowerModel

@@ -13,7 +13,7 @@ from tests.trainer.artifacts import Log, of_rows, write_artifacts
 from tests.trainer.conftest import small_config
 from trainer.catalogue import Catalogue
 from trainer.evaluate import evaluate
-from trainer.evaluation.exploration import EXPLORATION_SHARE, measure_exploration_share
+from trainer.evaluation.exploration_share import EXPLORATION_SHARE, measure_exploration_share
 from trainer.input.evaluation_users import EvaluationUsers
 from trainer.train import train
 
