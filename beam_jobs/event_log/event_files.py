@@ -93,6 +93,8 @@ def _remedy_of_pattern(pattern: str) -> str:
         return f"only `dnc retrain` reads spans; name files, e.g. {PLACEHOLDERS.sub('*', pattern)!r}"
     if (literal := pattern.replace("[", "[[]")) != pattern and matching(literal):
         return f"[ begins a set of characters; for a literal [ write [[], as in {literal!r}"
+    if pattern.startswith("data/"):
+        return "check the path, or get the data: `dnc data --help` lists those that this repository's configs read"
     return "check the path"
 
 

@@ -122,10 +122,14 @@ def test_unusable_input_is_a_clear_error(name: str, tmp_path: Path) -> None:
     assert not workdir.events.path.exists()
 
 
-@pytest.mark.parametrize(("name", "remedy"), [("no*.csv", "check the path"), ("{date}/no.csv", r"'.*/\*/no.csv'")])
-def test_no_file_matches(name: str, remedy: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("no*.csv", "check the path$"), ("{date}/no.csv", r"'\*/no.csv'"), ("data/no/*.csv", "`dnc data --help`")],
+)
+def test_no_file_matches(name: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"no file matches .*{remedy}"):
-        ingest.run(make_config(tmp_path / name), Workdir(tmp_path), "f")
+        ingest.run(make_config(Path(name)), Workdir(tmp_path), "f")
 
 
 def test_too_many_dead_letters_stop_the_run(tmp_path: Path) -> None:
