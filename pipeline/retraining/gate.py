@@ -22,7 +22,7 @@ from trainer.evaluation.metrics import bootstrap_changes
 
 _NORMAL = NormalDist()
 
-_MOST_LISTED = 0.5
+_MOST_LISTED = 0.8
 """Largest share of what users have not seen that lists may hold. Lists drawn at random find that share of targets."""
 
 _LOST_AND_GAINED = np.array([0.0, 1.0]), np.array([1.0, 0.0])
