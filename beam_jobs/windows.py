@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 
 _MANY = 0.2
 _MOST = 0.5
+_HOLD_OUT_THE_END = "if users come back, hold out only the end of the log (split.protocol=time)"
 _HOLD_OUT_LESS = (
-    "raise split.min_user_events={}, so that shorter histories are only trained on, or, if users come back, hold out "
-    "only the end of the log (split.protocol=time)"
+    f"raise split.min_user_events={{}}, so that shorter histories are only trained on, or, {_HOLD_OUT_THE_END}"
 )
 
 
@@ -107,7 +107,8 @@ def _nothing_to_learn(config: Config, events: Path) -> str:
     found = ", ".join(f"{counts.get(name, 0):,} of {name!r}" for name in feedback.levels) if counts else ""
     remedy = "give the log longer histories"
     if config.split.protocol == "leave_one_out" and manifest.counts["test_events"]:
-        remedy += f", {_HOLD_OUT_LESS.format(config.split.min_user_events)}"
+        # Raising split.min_user_events would hold out nobody: who has more items than its least value, 3, has two left.
+        remedy += f", or, {_HOLD_OUT_THE_END}"
     return (
         f"no user in {events} has two items of level {level!r}{' or above' if level != feedback.levels[-1] else ''}"
         f"{since} to train on (after the validation and test events are set apart"

@@ -51,7 +51,12 @@ class GateConfig(Section):
     Changes are relative to the served model or, before the first push, to popularity.
     """
 
-    k: int = Field(100, ge=1, description="length of the lists that are compared")
+    k: int = Field(
+        100,
+        ge=1,
+        description="length of the lists that are compared; the gate refuses any model if they hold more than four "
+        "fifths of what a user has not seen, as in a small catalogue: a tenth or less tells models apart",
+    )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="one-sided confidence level of the paired bootstrap")
     bootstrap_samples: int = Field(1000, ge=100, description="resamples of the holdout's users")
     max_drop: float = Field(
