@@ -34,7 +34,7 @@ from pipeline.retraining.records import (
 )
 from pipeline.retraining.reference import knows_holdout
 from pipeline.retraining.retrain_stages import forget_outdated_merges, retrain_stages
-from pipeline.retraining.span_profile import as_json
+from pipeline.retraining.span_profile import as_json, starts
 from pipeline.retraining.spans import Span, date_form, find_spans
 from pipeline.runner import require_bases, run_stages
 from pipeline.stage import Stage
@@ -108,7 +108,8 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
     make_room(store, run_id, {span.key for span in window})
     fit = fit_spans(config, store, window)
     digests = {span.key: span.digest for span in window}
-    usable = [SpanStart(profile.key, profile.start, digests[profile.key]) for profile in fit.profiles]
+    began = zip(fit.profiles, starts(fit.profiles), strict=True)
+    usable = [SpanStart(profile.key, start, digests[profile.key]) for profile, start in began]
     plan = make_plan(config, store, run_id, usable, fit.left_out)
     for note in (*plan.notes, *fit.notes):
         log.warning("%s", note)

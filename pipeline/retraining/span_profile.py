@@ -41,6 +41,7 @@ class SpanProfile:
         stray_share: share of a dated span's events that lie more than a day outside its date.
         start: microseconds; the moment by which 1% of the events had happened.
         items: Parquet file, see `SpanParts.items`.
+        first, last: microseconds of the span's earliest and latest event. Older code did not measure them.
     """
 
     key: str
@@ -50,6 +51,8 @@ class SpanProfile:
     stray_share: float
     start: int
     items: str
+    first: int = 0
+    last: int = np.iinfo(np.int64).max
 
 
 def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts | None = None) -> SpanProfile:
@@ -80,6 +83,20 @@ def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts
             writer.details = _measure(span, counted)
         profile = artifact.read_manifest(parts.profile)
     return SpanProfile(items=str(parts.items), **profile.details)
+
+
+def starts(profiles: Sequence[SpanProfile]) -> list[int]:
+    """Microseconds at which each span begins, oldest first: with its first event after all those of earlier spans.
+
+    If that comes after 1% of the events had happened, the first of them are late ones, or an earlier span holds events
+    of this one's time, and it begins with `SpanProfile.start`. A run that holds a span out knows what came before it.
+    Were that the first 1% of each day, new items that all come at midnight would be known to it, but hardly.
+    """
+    found = []
+    for place, profile in enumerate(profiles):
+        after = max((earlier.last for earlier in profiles[:place]), default=profile.start) + 1
+        found.append(max(profile.first, min(profile.start, after)))
+    return found
 
 
 def kept_profiles(spans: Iterable[SpanParts]) -> list[SpanProfile]:
@@ -258,6 +275,8 @@ def _measure(span: Span, counted: _Counted) -> dict[str, object]:
         "max_user_share": counted.busiest / max(num_events, 1),
         "stray_share": _stray_share(span, counted.times),
         "start": int(np.quantile(counted.times, _EARLY, method="lower")),
+        "first": int(counted.times.min()),
+        "last": int(counted.times.max()),
     }
 
 
