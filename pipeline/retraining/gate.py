@@ -237,7 +237,10 @@ def _group_recall(config: GateConfig, holdout: Holdout, candidate: Measured, ref
 def _gain(config: GateConfig, candidate: Measured, reference: Measured) -> Check:
     theirs = float(reference.recall.mean())
     gain = float(candidate.recall.mean()) / theirs if theirs else 1.0
-    explanation = "so much better than the served model that labels may have leaked"
+    explanation = (
+        "so much better than the served model that labels may have leaked; if they have not, raise "
+        f"retrain.gate.max_gain={config.max_gain}"
+    )
     return _at_most("recall gain", gain, config.max_gain, explanation)
 
 
