@@ -78,7 +78,7 @@ def _transformed(
 ) -> dict[str, pa.Array]:
     """Feature -> its transformed column, in the order of `ids`."""
     from beam_jobs.features.raw_tables import write_raw_table
-    from serving.graph.features import TransformGraph
+    from serving.graph.transform_graphs import TransformGraph
 
     if table is None:
         return {}

@@ -15,8 +15,8 @@ from contracts.layout import ASSETS_EXTRA, SAVED_MODEL, Workdir
 from contracts.names import Split
 from serving.graph.compact_graph import save_compact
 from serving.graph.exploration import Exploration
-from serving.graph.features import UserFeatures, VocabularyLookup, user_feature_configs
 from serving.graph.retriever import IndexSet, Retriever
+from serving.graph.transform_graphs import UserFeatures, VocabularyLookup, user_feature_configs
 from serving.search.exact_index_set import ExactIndexSet
 from serving.search.group_index import GroupIndex
 from serving.search.index_build import build_indexes, group_members, tuning_queries

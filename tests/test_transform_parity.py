@@ -23,7 +23,7 @@ from contracts.config import Config, FeatureTable
 from contracts.layout import Workdir
 from contracts.names import EvaluationField, Split, WindowField
 from serving.export import export
-from serving.graph.features import TransformGraph, UserFeatures, VocabularyLookup
+from serving.graph.transform_graphs import TransformGraph, UserFeatures, VocabularyLookup
 from serving.servable_session import ServableSession
 from serving.signature_spec import SignatureSpec
 from trainer.catalogue import Catalogue

@@ -24,7 +24,7 @@ def require_inputs(config: Config, store: Store, plan: Plan) -> None:
         ValueError: with this config, the new version would lack an input that the served version takes.
     """
     from serving.export import MANIFEST_FILE, read_servable_manifest
-    from serving.graph.features import user_feature_configs
+    from serving.graph.transform_graphs import user_feature_configs
     from serving.signatures import read_signatures
 
     served = served_version(config, store, plan)

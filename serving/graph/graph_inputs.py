@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from contracts.config import Config, Feature
 from contracts.names import Request
-from serving.graph.features import raw_dtype, user_feature_configs
+from serving.graph.transform_graphs import raw_dtype, user_feature_configs
 
 Tensors = dict[str, tf.Tensor]
 

@@ -14,11 +14,11 @@ from contracts.names import PADDING_INDEX, Request, Response, Signature
 from serving.graph.controls import Controls
 from serving.graph.exclusion import Exclusions
 from serving.graph.exploration import Exploration, ExploredItems
-from serving.graph.features import RequestCodes, UserFeatures, VocabularyLookup
 from serving.graph.graph_inputs import merge_inputs, query_inputs, with_defaults
 from serving.graph.history import context_marks, is_repeat, latest_context
 from serving.graph.merge import LOG_PROBABILITY_FLOOR, is_by_score, is_dealt, plan_groups, select
 from serving.graph.tables import table
+from serving.graph.transform_graphs import RequestCodes, UserFeatures, VocabularyLookup
 from serving.search.group_search import GroupResults
 from serving.search.score_rounds import search_in_rounds
 from serving.search.slots import items_by_slot, slots_by_item

@@ -25,7 +25,7 @@ from serving.server.metrics import Metrics
 from serving.server.model_info import model_metadata, model_status, resolved
 from serving.server.models import Models, signature_name
 from serving.server.ports import address, cannot_listen
-from serving.server.reload import reload_labels
+from serving.server.reload_labels import reload_labels
 from serving.signature_spec import SignatureSpec
 from serving.tensors import to_array, to_value_proto
 

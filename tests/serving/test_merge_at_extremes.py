@@ -15,8 +15,8 @@ from contracts.config import Config, ServingConfig, WindowsConfig
 from contracts.names import MERGES
 from serving.export import save
 from serving.graph.exploration import Exploration
-from serving.graph.features import VocabularyLookup
 from serving.graph.retriever import Retriever
+from serving.graph.transform_graphs import VocabularyLookup
 from serving.search.exact_index_set import ExactIndexSet
 from serving.search.group_index import GroupIndex, build_group_index
 from serving.search.scann_index_set import ScannIndexSet

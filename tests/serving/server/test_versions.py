@@ -26,7 +26,7 @@ from serving.server.errors import Code, RequestError
 from serving.server.metrics import Metrics
 from serving.server.model import ServedModel, State
 from serving.server.models import Models
-from serving.server.reload import reload_labels
+from serving.server.reload_labels import reload_labels
 from tests.serving.server.conftest import LiveServer, add_version, eventually
 
 

@@ -16,7 +16,7 @@ from serving.server.errors import Code, RequestError
 from serving.server.metrics import Metrics
 from serving.server.model import ServedModel
 from serving.server.models import Models
-from serving.server.reload import reload_labels
+from serving.server.reload_labels import reload_labels
 from tests.contracts.nobody import as_nobody
 from tests.serving.server.test_labels_while_loading import Loads, base_of
 

@@ -17,7 +17,7 @@ from contracts.serving_labels import ServingLabels, read_labels, write_labels
 from serving.server.errors import Code, RequestError
 from serving.server.metrics import Metrics
 from serving.server.models import Models
-from serving.server.reload import reload_labels
+from serving.server.reload_labels import reload_labels
 
 READ_ONLY = "read_only"
 
