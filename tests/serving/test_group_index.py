@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from contracts.config import ServingConfig
 from serving.export import require_sound
+from serving.search import exact_index_set
 from serving.search.exact_index_set import ExactIndexSet
 from serving.search.group_index import GroupIndex, build_group_index, choose_structure, index_fingerprint
 from serving.search.group_search import GroupResults
@@ -129,11 +130,13 @@ def test_a_group_is_searched_as_it_was_tuned_and_wide_enough_for_what_is_wanted(
                 assert reorder == min(index.size, max(most, tuned[1]))
 
 
-@pytest.mark.parametrize("kind", ["scann", "exact"])
+@pytest.mark.parametrize("kind", ["scann", "exact", "exact in parts"])
 @pytest.mark.parametrize("rows", [5, 1])
 @pytest.mark.parametrize("seed", range(5))
-def test_each_row_gets_what_it_wants_of_each_group(kind, rows, seed):
+def test_each_row_gets_what_it_wants_of_each_group(kind, rows, seed, monkeypatch):
     """Ragged wishes, groups that nobody asks, an empty group: against brute force, row by row."""
+    if kind == "exact in parts":
+        monkeypatch.setattr(exact_index_set, "_ITEMS_AT_ONCE", 60)  # of 235: those of a large catalogue go beyond it
     rng = np.random.default_rng(seed)
     sizes = [40, 0, 9, 120, 1, 30, 7, 20, 8]
     num_groups = len(sizes)
