@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,8 @@ def query(
     if not storage.exists(run.config):
         raise ValueError(f"-w {workdir} holds no finished run: name the workdir of a finished one, or finish it")
     config = load_config(run.config, is_runs=True)
+    if alpha is not None and not math.isfinite(alpha):
+        raise ValueError(f"--alpha {alpha:g} is no exponent: give a finite number, 0 or more")
     if alpha is not None and (merge or config.serving.merge) != "quota":
         raise ValueError(
             f"--alpha {alpha:g} applies only to the merge quota, not {merge or config.serving.merge}: add --merge quota"

@@ -17,6 +17,7 @@ from typing import Any
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from pydantic import ValidationError
 
 from contracts import artifact, storage
 from contracts.config import Config, LossConfig
@@ -172,8 +173,7 @@ def suggest(trial: optuna.trial.BaseTrial, config: Config, num_items: int) -> di
         own = _in_group_share(config.training.loss)
         low, high = min(_LEAST_SHARE, own), max(_GREATEST_SHARE, own)
         found |= _pools(config.training.loss, trial.suggest_float(_IN_GROUP_SHARE, low, high))
-    # If groups are categories, their number is not free.
-    if config.groups.method == "kmeans":
+    if _number_of_groups_is_free(config):
         choices = sorted({*_GROUPS, config.groups.num_groups})
         found["groups.num_groups"] = min(trial.suggest_categorical("num_groups", choices), num_items)
     return found
@@ -187,7 +187,23 @@ def _numbers(config: Config) -> list[tuple[_Number, float]]:
 
 def _tower_is_free(config: Config) -> bool:
     """Whether the search may choose the tower: not if the config has one outside `_TOWERS`, or mixed precision."""
-    return config.model.user_tower in _TOWERS and not config.training.mixed_precision
+    is_tried = config.model.user_tower in _TOWERS and not config.training.mixed_precision
+    return is_tried and all(_is_valid(config, {"model.user_tower": tower}) for tower in _TOWERS)
+
+
+def _number_of_groups_is_free(config: Config) -> bool:
+    """Whether the search may choose K: not if groups are categories."""
+    is_tried = config.groups.method == "kmeans"
+    return is_tried and all(_is_valid(config, {"groups.num_groups": number}) for number in _GROUPS)
+
+
+def _is_valid(config: Config, keys: dict[str, Any]) -> bool:
+    """Whether the config may have those values, too: a search that met a refusal would end after hours."""
+    try:
+        with_keys(config, keys)
+    except ValidationError:
+        return False
+    return True
 
 
 def _draws_in_groups(loss: LossConfig, num_items: int) -> bool:
@@ -216,7 +232,7 @@ def starting_point(config: Config, num_items: int) -> dict[str, Any]:
         found["user_tower"] = config.model.user_tower
     if _draws_in_groups(config.training.loss, num_items):
         found[_IN_GROUP_SHARE] = _in_group_share(config.training.loss)
-    return found | ({"num_groups": config.groups.num_groups} if config.groups.method == "kmeans" else {})
+    return found | ({"num_groups": config.groups.num_groups} if _number_of_groups_is_free(config) else {})
 
 
 def with_keys(config: Config, keys: dict[str, Any]) -> Config:

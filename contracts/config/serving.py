@@ -17,6 +17,9 @@ MAX_BATCH_SIZE = 64
 """Most rows in a batch: the default of `dnc serve`, and that of TF Serving's config, `serving/deploy/batching.config`.
 A servable's warm-up requests fit it."""
 
+MOST_OF_GRPC = 2**31 - 1
+"""The largest number that gRPC's settings hold."""
+
 
 class ServingConfig(Section):
     """The servable."""
@@ -127,11 +130,14 @@ class ServerConfig(Section):
         "that arrive while a new version loads",
     )
     num_batch_threads: int = Field(1, ge=1, description="number of batches that may run at the same time")
-    session_threads: int = Field(0, ge=0, description="TensorFlow threads per batch; 0: one per core")
-    max_request_bytes: int = Field(16 * 2**20, ge=1024, description="larger requests are refused, over gRPC and REST")
+    session_threads: int = Field(0, ge=0, le=1024, description="TensorFlow threads per batch; 0: one per core")
+    max_request_bytes: int = Field(
+        16 * 2**20, ge=1024, le=MOST_OF_GRPC, description="larger requests are refused, over gRPC and REST"
+    )
     max_connections: int = Field(
         2000,
         ge=1,
+        le=MOST_OF_GRPC,
         description="most open connections to each port; further ones are closed, those to REST with status 503",
     )
     request_timeout_seconds: float = Field(30.0, gt=0, description="deadline for requests that set no earlier one")

@@ -192,6 +192,7 @@ class Batcher:
     async def close(self) -> None:
         """Refuses new requests, and stops once all earlier ones have been answered."""
         self._is_closed = True
+        self._changed.set()  # a batch that waits for company gets none any more
         while self._waiting or self._running:
             await asyncio.sleep(0.001)
         self._task.cancel()
@@ -222,7 +223,7 @@ class Batcher:
             self._changed.clear()
             await self._changed.wait()
         timeout = self._config.batch_timeout_micros / 1e6
-        while self._waiting and self._rows < self._config.max_batch_size:
+        while self._waiting and self._rows < self._config.max_batch_size and not self._is_closed:
             left = self._waiting[0].since + timeout - time.perf_counter()
             if left <= 0:
                 break

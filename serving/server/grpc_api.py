@@ -20,6 +20,7 @@ from tensorflow_serving.apis import (
 )
 
 from contracts.config import ServerConfig
+from contracts.config.serving import MOST_OF_GRPC
 from serving.server.errors import Code, RequestError, invalid, shortened
 from serving.server.metrics import Metrics
 from serving.server.model_info import model_metadata, model_status, resolved
@@ -122,7 +123,8 @@ async def start_grpc(models: Models, metrics: Metrics, config: ServerConfig) -> 
         ValueError: the port cannot be bound.
     """
     logging.getLogger("grpc._cython.cygrpc").addFilter(_client_was_there)
-    unread = max(_LEAST_UNREAD, _QUEUES_UNREAD * config.max_batch_size * config.max_enqueued_batches)
+    queues = _QUEUES_UNREAD * config.max_batch_size * config.max_enqueued_batches
+    unread = min(max(_LEAST_UNREAD, queues), MOST_OF_GRPC)
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", config.max_request_bytes),

@@ -48,6 +48,7 @@ def bound_socket(config: ServerConfig, setting: Setting) -> socket.socket:
     """
     at = config.host, getattr(config, setting)
     try:
+        socket.getaddrinfo(*at)  # says why a name is none; `create_server` turns that into an unknown error
         if ":" in config.host:
             return socket.create_server(at, family=socket.AF_INET6, dualstack_ipv6=socket.has_dualstack_ipv6())
         return socket.create_server(at)

@@ -49,7 +49,9 @@ PAPER_DRAWS = ["training.loss.in_group_pool=1900", "training.loss.easy_pool=70",
 OUT_OF_RANGE = ["training.learning_rate=0.05", "model.dropout=0"]
 
 
-STARTS = [["groups.num_groups=7"], ["model.user_tower=gru"], CATEGORY, PAPER, PAPER_DRAWS, OUT_OF_RANGE]
+ONE_GROUP = ["groups.num_groups=1", "training.loss.in_group_weight=0"]
+ODD = ["model.user_tower=mean", "model.embedding_dim=33"]
+STARTS = [["groups.num_groups=7"], ["model.user_tower=gru"], CATEGORY, PAPER, PAPER_DRAWS, OUT_OF_RANGE, ONE_GROUP, ODD]
 
 
 @pytest.mark.parametrize("num_items", [1_000, 100_000])
@@ -58,6 +60,14 @@ def test_the_search_begins_at_the_config(keys: list[str], num_items: int) -> Non
     config = load_config(None, keys)
     trial = optuna.trial.FixedTrial(starting_point(config, num_items))
     assert with_keys(config, suggest(trial, config, num_items)) == config
+
+
+@pytest.mark.parametrize("keys", STARTS)
+def test_every_config_that_is_tried_is_valid(keys: list[str]) -> None:
+    config, sampler = load_config(None, keys), optuna.samplers.RandomSampler(seed=0)
+    study = optuna.create_study(sampler=sampler)
+    for _ in range(30):
+        with_keys(config, suggest(study.ask(), config, 100_000))
 
 
 def test_the_share_of_in_group_draws_is_searched_where_there_are_draws() -> None:

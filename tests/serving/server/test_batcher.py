@@ -248,3 +248,14 @@ def test_closing_waits_for_a_batch_that_runs_though_nobody_waits_for_its_answer_
         assert graph.batches == [[1]]
 
     run(body)
+
+
+def test_closing_answers_at_once_what_waits_for_company():
+    async def body(graph: Graph, batcher: Batcher) -> None:
+        answer = ask(batcher, 1)
+        await settle()
+        await asyncio.wait_for(batcher.close(), 5)
+        assert answer.done()
+        await answer
+
+    assert run(body, batch_timeout_micros=3_600_000_000).batches == [[1]]
