@@ -222,3 +222,22 @@ def test_merged_events_are_outdated_once_a_count_is_gone_or_another(spans: Spans
     assert not is_as_merged(details)
     with pytest.raises(ValueError, match="cooccurrences is gone, or was counted anew"):
         sources_of(details, None)
+
+
+def test_the_first_event_of_the_holdout_co_occurs_with_nothing(spans: Spans) -> None:
+    """A holdout begins with an event of its own; a count that reaches it would learn from it."""
+    users = [f"u{user}" for user in range(30)]
+    first = {"user_id": users, "item_id": ["i0"] * 30, "timestamp": [FIRST + 2 * DAY] * 30, "click": [True] * 30}
+    spans.write(2, extra=pa.table(first))
+    assert_same(spans.config, spans.merged([0, 1, 2], "run"))
+
+
+def test_a_user_alone_in_a_bucket_has_no_pair_around_its_end(spans: Spans) -> None:
+    """Before its first event there is none: counted from the end, there would be the last one."""
+    spans.config = make_config("unused", data={**spans.config.model_dump(mode="json")["data"], "num_buckets": 64})
+    assert_same(spans.config, spans.merged([0, 1, 2], "run"))
+
+
+def test_an_event_that_arrives_again_is_the_earlier_spans(spans: Spans) -> None:
+    spans.write(1, extra=spans.read(0).slice(0, 20))
+    assert_same(spans.config, spans.merged([0, 1, 2, 3], "run"))

@@ -8,6 +8,7 @@ import pytest
 from contracts.config_io import load_config
 from contracts.store_layout import Store
 from pipeline.retraining.plan import SpanStart, make_plan, run_config
+from pipeline.retraining.records import read_record, write_record
 from tests.pipeline.test_plan import CONFIG, SPANS, pushed
 
 
@@ -88,3 +89,13 @@ def test_what_a_parent_has_seen_and_not_learnt_is_learnt_now(store: Store) -> No
     plan = make_plan(CONFIG, store, "new", SPANS, {})
     assert (plan.parent, plan.since) == (3, 30)
     assert plan.news_start == 50  # groups and counts have it all
+
+
+def test_a_setting_that_an_older_version_did_not_know_changes_no_reading(store: Store) -> None:
+    pushed(store, 1, spans=SPANS[:5])
+    record = read_record(store, "run-1")
+    assert record is not None
+    data = {key: value for key, value in record.config["data"].items() if key != "quoting"}
+    write_record(store, replace(record, config={**record.config, "data": data}))
+    plan = make_plan(CONFIG, store, "new", SPANS, {})
+    assert (plan.since, plan.notes) == (50, [])

@@ -1,5 +1,6 @@
 """What a retrain goes on from where no run of the store has made what is served, or nothing is served by its name."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,18 @@ def test_a_servable_of_another_name_begins_anew_and_says_how_to_go_on(store: Sto
     config = run_config(named, store, plan, [])
     assert (config.training.warm_start, config.groups.previous) == (str(run.path), str(run.item_groups.path))
     assert not any("has no version" in note for note in plan.notes)
+
+
+def test_items_that_are_gone_leave_no_weights_to_carry_over(store: Store) -> None:
+    pushed(store, 1)
+    shutil.rmtree(store.run("run-1").item_statistics.path)
+    plan = plan_of(store)
+    assert (plan.parent, plan.warm) == (1, False)
+    assert plan.notes[0] == "the items of version 1 are gone: training from scratch"
+
+
+def test_groups_that_are_gone_are_not_gone_on_from(store: Store) -> None:
+    """Else the groups stage stops the run: it cannot read them."""
+    pushed(store, 1)
+    shutil.rmtree(store.run("run-1").item_groups.path)
+    assert run_config(CONFIG, store, plan_of(store), []).groups == CONFIG.groups

@@ -372,3 +372,11 @@ def test_spans_are_merged_again_where_they_are_not_what_they_were(store: Store, 
     again = of_merge(store)
     store.path.rename(tmp_path / "elsewhere")
     assert len({first, again, of_merge(Store(tmp_path / "elsewhere"))}) == 3
+
+
+def test_how_a_run_is_operated_is_not_in_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = run_id_of(CONFIG, [("1", {})])
+    for same in ("keep_versions=9", "complete_marker=x/{date}", "window_spans=9", "catch_up_epochs=9"):
+        assert run_id_of(with_key(f"retrain.{same}"), [("1", {})]) == named, same
+    monkeypatch.setattr(contracts, "__version__", "9.0")
+    assert run_id_of(CONFIG, [("1", {})]) != named

@@ -21,7 +21,7 @@ from contracts.names import Split
 from contracts.patterns import Identity, identities
 from contracts.store_layout import SpanParts
 from pipeline.retraining import spans
-from pipeline.retraining.span_profile import EarlierSpans, SpanProfile, profile_span, refusals, starts
+from pipeline.retraining.span_profile import EarlierSpans, SpanProfile, profile_span, refusals
 from pipeline.retraining.spans import Span, find_spans
 
 DAY = 86_400
@@ -365,18 +365,3 @@ def test_new_items_are_those_of_no_earlier_span(tmp_path: Path) -> None:
     assert EarlierSpans(spans[:1]).new_item_share(spans[1]) == pytest.approx(1 / 3)  # c of b, b, c
     assert EarlierSpans(spans[:2]).new_item_share(spans[2]) == pytest.approx(3 / 8)  # d, d, e of eight events
     assert EarlierSpans(spans).new_item_share(spans[2]) == 0
-
-
-@pytest.mark.parametrize(
-    ("first", "early", "last_before", "start"),
-    [
-        pytest.param(10, 12, 9, 10, id="its first event comes after all others"),
-        pytest.param(5, 12, 9, 10, id="few are late ones: it begins where the others end"),
-        pytest.param(5, 7, 9, 7, id="more than 1% are late ones"),
-        pytest.param(10, 12, 90, 12, id="an earlier span holds an event of the future"),
-        pytest.param(0, 12, np.iinfo(np.int64).max, 12, id="older code measured neither"),
-    ],
-)
-def test_a_span_begins_after_all_earlier_events(first: int, early: int, last_before: int, start: int) -> None:
-    before = [SpanProfile("1", 1, 1, 0.0, 0.0, 2, "", 1, 4), SpanProfile("2", 1, 1, 0.0, 0.0, 5, "", 5, last_before)]
-    assert starts([*before, SpanProfile("3", 1, 1, 0.0, 0.0, early, "", first, 20)]) == [2, 5, start]
