@@ -67,7 +67,8 @@ def test_every_config_that_is_tried_is_valid(keys: list[str]) -> None:
     config, sampler = load_config(None, keys), optuna.samplers.RandomSampler(seed=0)
     study = optuna.create_study(sampler=sampler)
     for _ in range(30):
-        with_keys(config, suggest(study.ask(), config, 100_000))
+        chosen = with_keys(config, suggest(study.ask(), config, 100_000))
+        assert chosen.model.embedding_dim == config.model.embedding_dim  # what is not searched stays
 
 
 def test_the_share_of_in_group_draws_is_searched_where_there_are_draws() -> None:

@@ -180,6 +180,7 @@ def test_binary_loss_by_hand() -> None:
 @pytest.mark.parametrize(("calibration", "beta"), [(0.0, 1.0), (1.0, 0.04), (0.5, 0.52)])
 def test_gbce_exponent_by_hand(calibration: float, beta: float) -> None:
     assert gbce_exponent(4, 101, calibration) == pytest.approx(beta)
+    assert gbce_exponent(200, 101, calibration) == 1.0  # no item is drawn more than surely
 
 
 def test_choice_loss_by_numpy() -> None:
