@@ -112,13 +112,14 @@ def query(
             f"--alpha {alpha:g} applies only to the merge quota, not {merge or config.serving.merge}: add --merge quota"
         )
     servable = exported_servable(run)
+    excluded = _ids("--exclude", exclude) or []
     controls: dict[str, Any] = {
         "num_candidates": num_candidates,
         "merge": merge,
         "alpha": alpha,
         "groups": _one_row(_group_ids(groups, read_servable_manifest(servable).counts["groups"])),
         "max_groups": max_groups,
-        "exclude_item_ids": _one_row(_ids("--exclude", exclude)),
+        "exclude_item_ids": _one_row(excluded or None),
         "num_exploration": explore,
         "features": _told(told, config.data.request_features),
     }
@@ -129,9 +130,10 @@ def query(
                 f"--context {context}: the model of {run.path} reads only positives; omit --context, or train "
                 "with a data.feedback.history_level below target_level"
             )
-        group_ids = session.candidate_embedding(asked.items)[1]
-        if said := unknown_items_note(group_ids, asked.items, config.model.oov_buckets):
-            click.echo(said, err=True)
+        reading = "read by hash bucket (model.oov_buckets)" if config.model.oov_buckets else "treated as absent"
+        for items, effect in ((asked.items, reading), (excluded, "never returned anyway")):
+            if said := unknown_items_note(session.candidate_embedding(items)[1], items, effect):
+                click.echo(said, err=True)
         answer = session.recommend([asked.items], user_ids=[user or ""], is_context=[asked.is_context], **controls)
     is_there = answer.item_ids[0] != ""
     found = [of_row[0][is_there] for of_row in (answer.item_ids, answer.scores, answer.group_ids)]
@@ -224,13 +226,12 @@ def _one_row(values: list[Any] | None) -> list[list[Any]] | None:
     return None if values is None else [values]
 
 
-def unknown_items_note(group_ids: np.ndarray, items: list[str], num_buckets: int) -> str:
-    """A line on the items that have no group, and how the servable reads them; "" if there are none."""
+def unknown_items_note(group_ids: np.ndarray, items: list[str], effect: str) -> str:
+    """A line on the items that have no group, and what the servable makes of them; "" if there are none."""
     unknown = [item for item, group in zip(items, group_ids.tolist(), strict=True) if group < 0]
     if not unknown:
         return ""
-    reading = "read by hash bucket (model.oov_buckets)" if num_buckets else "treated as absent"
     more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
     # In "a, b", the second id is " b", which a log may hold, too.
     shown = [item if item == item.strip() else json.dumps(item, ensure_ascii=False) for item in unknown[:10]]
-    return f"not in the servable's catalogue, so {reading}: {', '.join(shown)}{more}"
+    return f"not in the servable's catalogue, so {effect}: {', '.join(shown)}{more}"

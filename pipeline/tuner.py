@@ -102,7 +102,7 @@ class Tuned:
 
 
 def tune(config: Config, workdir: Path, num_trials: int) -> Tuned:
-    """Searches until the study in `workdir` has `num_trials` finished trials; writes best.yaml and trials.json.
+    """Searches until the study in `workdir` has `num_trials` finished trials; each renews best.yaml and trials.json.
 
     Raises:
         ValueError: another search holds the workdir, the data cannot be prepared, trial after trial diverges, or the
@@ -128,6 +128,7 @@ def tune(config: Config, workdir: Path, num_trials: int) -> Tuned:
                     raise
                 continue
             in_vain = 0
+            _write(study, config, workdir)  # whoever stops the search has what it found
             log.info("tune: %d of %d trials, best recall %.4f", done + 1, num_trials, study.best_value)
         return _write(study, config, workdir)
 

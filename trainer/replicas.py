@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 
 import tensorflow as tf
 
 from trainer.input.training_windows import WindowBatch
+
+log = logging.getLogger(__name__)
 
 
 def strategy_of(replicas: int) -> tf.distribute.Strategy:
@@ -25,6 +28,12 @@ def strategy_of(replicas: int) -> tf.distribute.Strategy:
         raise ValueError(
             f"training.replicas={replicas} needs as many devices, but this process has {len(devices)} {kind}(s): "
             "lower it" + (", or start with the train stage (dnc run --from train)" if kind == "CPU" else "")
+        )
+    if kind == "CPU":
+        log.warning(
+            "training.replicas=%d: there is no GPU, so the replicas share the cores and take longer than one would; "
+            "that is for trying it out only",
+            replicas,
         )
     # Replicas touch different numbers of table rows, which TensorFlow's collectives sometimes fail to gather.
     names, reduction = [device.name for device in devices[:replicas]], tf.distribute.ReductionToOneDevice()

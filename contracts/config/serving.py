@@ -129,7 +129,7 @@ class ServerConfig(Section):
         description="requests beyond this many full batches are refused as overload; the default leaves room for those "
         "that arrive while a new version loads",
     )
-    num_batch_threads: int = Field(1, ge=1, description="number of batches that may run at the same time")
+    num_batch_threads: int = Field(1, ge=1, le=1024, description="number of batches that may run at the same time")
     session_threads: int = Field(0, ge=0, le=1024, description="TensorFlow threads per batch; 0: one per core")
     max_request_bytes: int = Field(
         16 * 2**20, ge=1024, le=MOST_OF_GRPC, description="larger requests are refused, over gRPC and REST"

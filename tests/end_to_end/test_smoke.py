@@ -140,8 +140,10 @@ def test_query_steers_as_a_request_does(smoke: SmokeRun) -> None:
     assert "catalogue" not in said
     assert {row["group_id"] for row in plain} == {1, 4}
     gone = [row["item_id"] for row in plain[:2]]
-    fewer, _ = query(smoke, "--user", "u1", "-m", "600", "--groups", "4,1", "--exclude", ",".join(gone))
+    left_out = ",".join([*gone, "no such item"])
+    fewer, said = query(smoke, "--user", "u1", "-m", "600", "--groups", "4,1", "--exclude", left_out)
     assert fewer == plain[2:]
+    assert "catalogue, so never returned anyway: no such item\n" in said
     one, _ = query(smoke, "--user", "u1", "-m", "600", "--groups", "4,1", "--max-groups", "1")
     assert len({row["group_id"] for row in one}) == 1
     dealt, _ = query(smoke, "--user", "u1", "-m", "8", "--groups", "4,1", "--merge", "round_robin")

@@ -11,12 +11,10 @@ from pipeline.cli import main
 from pipeline.query import _ids, _marks, unknown_items_note
 
 
-@pytest.mark.parametrize(("num_buckets", "reading"), [(0, "treated as absent"), (7, "read by hash bucket")])
-def test_unknown_items_are_read_as_the_model_reads_them(num_buckets: int, reading: str) -> None:
-    said = unknown_items_note(np.array([3, -1, 0, -1]), ["a", "new", "b", "newer"], num_buckets)
-    assert said.startswith(f"not in the servable's catalogue, so {reading}")
-    assert said.endswith(": new, newer")
-    assert unknown_items_note(np.array([3, 0]), ["a", "b"], num_buckets) == ""
+def test_unknown_items_are_named() -> None:
+    said = unknown_items_note(np.array([3, -1, 0, -1]), ["a", "new", "b", "newer"], "treated as absent")
+    assert said == "not in the servable's catalogue, so treated as absent: new, newer"
+    assert unknown_items_note(np.array([3, 0]), ["a", "b"], "treated as absent") == ""
 
 
 def test_ids_with_commas_are_a_json_list() -> None:
@@ -35,7 +33,7 @@ def test_context_is_marked_where_the_history_has_it() -> None:
 
 def test_a_space_that_makes_an_item_unknown_is_seen() -> None:
     items = _ids("--history", "a, b") or []
-    assert unknown_items_note(np.array([3, -1]), items, 0).endswith('treated as absent: " b"')
+    assert unknown_items_note(np.array([3, -1]), items, "absent").endswith(': " b"')
 
 
 @pytest.mark.parametrize("option", ["--user", "--history", "--context", "--exclude"])

@@ -25,6 +25,7 @@ from tests.trainer.test_warm_start import (
 from trainer.carry_over import carry_over
 from trainer.catalogue import Catalogue
 from trainer.evaluation.baselines import baseline_config
+from trainer.evaluation.exploration_share import EXPLORATION_SHARE
 from trainer.layers.feature_embedding import feature_weight
 from trainer.models.build import build_model
 from trainer.models.model_files import load_model
@@ -106,6 +107,40 @@ def test_without_training_what_was_trained_on_is_what_the_model_learnt_from(tmp_
         is_trained = Catalogue.load(workdir).known_to(workdir.model("dnc")).is_trained
         assert is_trained.tolist() == [False, *[True] * 20, *[False] * 8]
         source = workdir
+
+
+def test_what_is_carried_over_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of 28 items, 24 are known. All of the last group's are new, so nothing is known of that group."""
+    number = NUM_ITEMS + 4
+    of_group = np.append(np.arange(NUM_ITEMS) % (NUM_GROUPS - 1), [NUM_GROUPS - 1] * 4)
+    before = make_run(tmp_path / "before", np.arange(NUM_ITEMS), of_group[:NUM_ITEMS], COLOURS)
+    today = make_run(tmp_path / "today", np.arange(number), of_group, COLOURS)
+    random_model(config_of("mmoe"), before)
+    # What is served follows the model, whose share random_model sets to .25, unless its own config says otherwise.
+    warm = config_of("mmoe", f"training.warm_start={before.path}", "serving.exploration_share=0.5")
+    manifest = carry_over(warm, today, "fingerprint")
+    assert manifest.counts.items() >= {"kept_items": 24, "new_items": 4}.items()
+    assert manifest.details[EXPLORATION_SHARE] == 0.25
+    assert manifest.details["warm_start"]["new_groups"] == 1
+    assert today.model("dnc").trained_items.name in manifest.files
+    assert "knows no item of 1 of the 3 groups" in caplog.text
+
+
+def test_what_nobody_knows_is_random_by_the_seed(tmp_path: Path) -> None:
+    """Two refreshes of the same day are the same model, whatever ran in the process before."""
+    of_group = np.append(np.arange(NUM_ITEMS) % (NUM_GROUPS - 1), [NUM_GROUPS - 1] * 4)
+    before = make_run(tmp_path / "before", np.arange(NUM_ITEMS), of_group[:NUM_ITEMS], COLOURS)
+    today = make_run(tmp_path / "today", np.arange(NUM_ITEMS + 4), of_group, COLOURS)
+    random_model(config_of("mmoe"), before)
+    found = []
+    for seed in (7, 7, 8):
+        warm = config_of("mmoe", f"training.warm_start={before.path}", f"seed={seed}")
+        carry_over(warm, today, f"fingerprint of {len(found)}")
+        found.append(load_model(warm, today, "dnc").get_weights())
+    first, again, other = found
+    for one, two in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert any((one != two).any() for one, two in zip(first, other, strict=True))
 
 
 def test_an_index_refresh_says_which_settings_the_weights_need(tmp_path: Path) -> None:

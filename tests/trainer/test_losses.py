@@ -128,13 +128,16 @@ def test_drawn_candidates_estimate_the_partition_and_its_gradient(hard: int, eas
         np.testing.assert_allclose(found, expected, atol=0.2)
 
 
+@pytest.mark.parametrize(("easy", "fresh"), [(20_000, 0), (0, 20_000)])
 @pytest.mark.parametrize("negatives", ["uniform", "popularity", "in_batch"])
-def test_other_samplers_estimate_the_partition_too(negatives: str) -> None:
+def test_other_samplers_estimate_the_partition_too(negatives: str, easy: int, fresh: int) -> None:
+    """Their fresh draws follow their own distribution, not that of the windows."""
     rng = np.random.default_rng(2)
     train_count, count = rng.integers(1, 50, (2, NUM_ITEMS + 1))
     train_count[0] = count[0] = 0
-    items = replace(catalogue(np.ones(NUM_ITEMS)), train_count=train_count, target_count=count)
-    loss = LossConfig(exact_softmax_max_items=0, easy_pool=20_000, fresh_pool=0, negatives=negatives)
+    of_windows = catalogue(np.exp(rng.normal(size=NUM_ITEMS)))
+    items = replace(of_windows, train_count=train_count, target_count=count)
+    loss = LossConfig(exact_softmax_max_items=0, easy_pool=easy, fresh_pool=fresh, negatives=negatives)
     targets = rng.choice(NUM_ITEMS + 1, 20_000, p=count / count.sum())
     candidates = NegativePools(items, loss)(
         tf.constant([3, 4], tf.int64),  # in-group draws of the windows: not used

@@ -18,6 +18,7 @@ def test_two_replicas_train_as_one_device_does(batch_size: int, tmp_path: Path) 
     command = [sys.executable, "-m", "tests.trainer.replicas_process", str(tmp_path), str(batch_size)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "training.replicas=2: there is no GPU, so" in done.stderr
     histories = json.loads(done.stdout.splitlines()[-1])
     expected = np.load(tmp_path / "on_1.npz")
     assert [entry["epoch"] for entry in histories["on_1"]] == [1, 2]
