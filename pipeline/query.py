@@ -23,6 +23,7 @@ from pipeline.stages import exported_servable
 
 if TYPE_CHECKING:
     from pipeline.histories import History
+    from serving.servable_session import ServableSession
 
 _POSITIVE = click.IntRange(1, 2**31 - 1)
 """Positive numbers that fit into the servable's int32."""
@@ -130,10 +131,7 @@ def query(
                 f"--context {context}: the model of {run.path} reads only positives; omit --context, or train "
                 "with a data.feedback.history_level below target_level"
             )
-        reading = "read by hash bucket (model.oov_buckets)" if config.model.oov_buckets else "treated as absent"
-        for items, effect in ((asked.items, reading), (excluded, "never returned anyway")):
-            if said := unknown_items_note(session.candidate_embedding(items)[1], items, effect):
-                click.echo(said, err=True)
+        _name_unknown(session, config, asked.items, excluded)
         answer = session.recommend([asked.items], user_ids=[user or ""], is_context=[asked.is_context], **controls)
     is_there = answer.item_ids[0] != ""
     found = [of_row[0][is_there] for of_row in (answer.item_ids, answer.scores, answer.group_ids)]
@@ -224,6 +222,13 @@ def _group_ids(listed: str | None, num_groups: int) -> list[int] | None:
 
 def _one_row(values: list[Any] | None) -> list[list[Any]] | None:
     return None if values is None else [values]
+
+
+def _name_unknown(session: ServableSession, config: Config, history: list[str], excluded: list[str]) -> None:
+    reading = "read by hash bucket (model.oov_buckets)" if config.model.oov_buckets else "treated as absent"
+    for items, effect in ((history, reading), (excluded, "never returned anyway")):
+        if said := unknown_items_note(session.candidate_embedding(items)[1], items, effect):
+            click.echo(said, err=True)
 
 
 def unknown_items_note(group_ids: np.ndarray, items: list[str], effect: str) -> str:
