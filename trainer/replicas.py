@@ -31,8 +31,8 @@ def strategy_of(replicas: int) -> tf.distribute.Strategy:
         )
     if kind == "CPU":
         log.warning(
-            "training.replicas=%d: there is no GPU, so the replicas share the cores and take longer than one would; "
-            "that is for trying it out only",
+            "training.replicas=%d: there is no GPU, so the replicas share the cores of the CPU, which is meant for "
+            "trying them out",
             replicas,
         )
     # Replicas touch different numbers of table rows, which TensorFlow's collectives sometimes fail to gather.

@@ -7,14 +7,35 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from contracts.config_io import load_config
 from pipeline.cli import main
-from pipeline.query import _ids, _marks, unknown_items_note
+from pipeline.query import _ids, _marks, _name_unknown, unknown_items_note
 
 
 def test_unknown_items_are_named() -> None:
     said = unknown_items_note(np.array([3, -1, 0, -1]), ["a", "new", "b", "newer"], "treated as absent")
     assert said == "not in the servable's catalogue, so treated as absent: new, newer"
     assert unknown_items_note(np.array([3, 0]), ["a", "b"], "treated as absent") == ""
+
+
+class OfNobody:
+    """A session whose catalogue is empty."""
+
+    def candidate_embedding(self, items: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros([len(items), 2]), np.full(len(items), -1)
+
+
+@pytest.mark.parametrize(("buckets", "reading"), [(0, "treated as absent"), (7, "read by hash bucket")])
+def test_unknown_items_are_read_as_the_model_reads_them(
+    buckets: int, reading: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(None, [f"model.oov_buckets={buckets}"])
+    _name_unknown(OfNobody(), config, ["new"], [])
+    said = capsys.readouterr().err
+    assert said.startswith(f"not in the servable's catalogue, so {reading}") and said.endswith(": new\n")
+    assert said.count("\n") == 1  # nothing was excluded
+    _name_unknown(OfNobody(), config, [], ["gone"])
+    assert capsys.readouterr().err == "not in the servable's catalogue, so never returned anyway: gone\n"
 
 
 def test_ids_with_commas_are_a_json_list() -> None:
