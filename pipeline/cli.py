@@ -256,9 +256,10 @@ def serve(config: Path | None, overrides: tuple[str, ...], workdir: Path | None,
 def tune(config: Path | None, overrides: tuple[str, ...], workdir: Path, trials: int) -> None:
     """Search the settings for the best validation recall.
 
-    Searches the user tower, K, the merge and alpha, the weights of the loss terms, the learning and dropout rates and,
-    for a catalogue too large for the exact softmax, the share of negatives that are in-group. Test users are not looked
-    at. Writes WORKDIR/best.yaml, a config to run, and WORKDIR/trials.json.
+    Searches the user tower, K, the merge and alpha, the weights of the loss terms, the learning and dropout rates, if a
+    tenth of the users have long histories, the length of windows, and for a catalogue too large for the exact softmax,
+    the share of negatives that are in-group. Test users are not looked at. Writes WORKDIR/best.yaml, a config to run,
+    and WORKDIR/trials.json.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`dnc tune`: a search over the tower, K, alpha, loss weights, rates and draws, judged on validation users only.
+"""`dnc tune`: a search over the tower, K, L, alpha, loss weights, rates and draws, judged on validation users only.
 
 optuna chooses (tree-structured Parzen estimator) and remembers: a study that was interrupted, or that
 gets more trials, continues under the same config and code. The merge and the quotas' alpha cost no training, so each
@@ -14,18 +14,20 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from pydantic import ValidationError
 
+from beam_jobs.common.files import read_parquet
 from contracts import artifact, storage
 from contracts.config import Config, LossConfig
 from contracts.config_io import dump_config, load_config
 from contracts.errors import Diverged
 from contracts.layout import Workdir
 from contracts.lock import holding
-from contracts.names import ScoredMerge, Split
+from contracts.names import ScoredMerge, Split, UserColumn
 from pipeline.shared_data import data_workdir, prepare_data
 from pipeline.stage import fingerprints
 from pipeline.stages import STAGES
@@ -41,6 +43,10 @@ _FINISHED, _DIVERGED = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState
 _MOST_IN_VAIN = 5
 """Number of trials that diverge in a row; then it is the data, not what was tried."""
 _GROUPS = (5, 10, 20, 40, 80)
+_LENGTHS = (50, 100, 200)
+"""Windows of logs whose users have as many events: some gain from long ones, some lose."""
+_LONG_USERS = 0.9
+"""The quantile of users whose number of events counts as long."""
 _TOWERS = ("transformer", "mean")
 """If the order of events says little, as with loans known only to the day, a mean learns more from a small log."""
 _IN_GROUP_SHARE, _LEAST_SHARE, _GREATEST_SHARE = "in_group_share", 0.1, 0.9
@@ -85,6 +91,19 @@ _NUMBERS = (
 
 
 @dataclass(frozen=True)
+class LogSize:
+    """What of a log bounds the search.
+
+    Attributes:
+        num_items: items of the catalogue.
+        long_history: training positives of a user with many of them.
+    """
+
+    num_items: int
+    long_history: float
+
+
+@dataclass(frozen=True)
 class Tuned:
     """What was found.
 
@@ -111,15 +130,15 @@ def tune(config: Config, workdir: Path, num_trials: int) -> Tuned:
     if config.training.warm_start is not None:
         raise ValueError("training.warm_start: dnc tune trains its trials from scratch, so omit it")
     with holding(Workdir(workdir)):
-        num_items = _num_items(config, workdir)
+        size = _log_size(config, workdir)
         study = _open_study(config, workdir / "study.log")
         if not study.get_trials(states=[_FINISHED, _DIVERGED]):
-            study.enqueue_trial(starting_point(config, num_items))  # the search must not end below where it began
+            study.enqueue_trial(starting_point(config, size))  # the search must not end below where it began
         in_vain = 0
         while (done := len(study.get_trials(states=[_FINISHED]))) < num_trials:
             trial = study.ask()
             try:
-                study.tell(trial, _objective(trial, config, workdir, num_items))
+                study.tell(trial, _objective(trial, config, workdir, size))
             except Diverged as error:
                 study.tell(trial, state=_DIVERGED)
                 log.warning("tune: trial %d is not counted: %s", trial.number, error)
@@ -133,10 +152,13 @@ def tune(config: Config, workdir: Path, num_trials: int) -> Tuned:
         return _write(study, config, workdir)
 
 
-def _num_items(config: Config, workdir: Path) -> int:
+def _log_size(config: Config, workdir: Path) -> LogSize:
     data = data_workdir(config, workdir / "data")
     prepare_data(config, data, config.seed, last="statistics")
-    return artifact.read_manifest(data.item_statistics.path).counts["items"]
+    statistics = data.item_statistics
+    events = read_parquet(statistics.users, columns=[UserColumn.TRAIN_COUNT])[UserColumn.TRAIN_COUNT].to_numpy()
+    long_history = float(np.quantile(events, _LONG_USERS)) if len(events) else 0.0
+    return LogSize(artifact.read_manifest(statistics.path).counts["items"], long_history)
 
 
 def _open_study(config: Config, path: Path) -> optuna.Study:
@@ -162,21 +184,23 @@ def _fingerprint(config: Config) -> str:
     return artifact.fingerprint(fingerprints(STAGES, config)["train"], measured)
 
 
-def suggest(trial: optuna.trial.BaseTrial, config: Config, num_items: int) -> dict[str, Any]:
-    """A trial's config keys; the search's ranges are here. There are at most `num_items` groups."""
+def suggest(trial: optuna.trial.BaseTrial, config: Config, size: LogSize) -> dict[str, Any]:
+    """A trial's config keys; the search's ranges are here. There are at most as many groups as items."""
     found: dict[str, Any] = {
         number.key: trial.suggest_float(number.name, min(number.low, own), max(number.high, own), log=number.is_scale)
         for number, own in _numbers(config)
     }
     if _tower_is_free(config):
         found["model.user_tower"] = trial.suggest_categorical("user_tower", _TOWERS)
-    if _draws_in_groups(config.training.loss, num_items):
+    if _draws_in_groups(config.training.loss, size.num_items):
         own = _in_group_share(config.training.loss)
         low, high = min(_LEAST_SHARE, own), max(_GREATEST_SHARE, own)
         found |= _pools(config.training.loss, trial.suggest_float(_IN_GROUP_SHARE, low, high))
     if _number_of_groups_is_free(config):
         choices = sorted({*_GROUPS, config.groups.num_groups})
-        found["groups.num_groups"] = min(trial.suggest_categorical("num_groups", choices), num_items)
+        found["groups.num_groups"] = min(trial.suggest_categorical("num_groups", choices), size.num_items)
+    if len(lengths := _lengths(config, size)) > 1:
+        found |= _windows(config, trial.suggest_categorical("length", lengths))
     return found
 
 
@@ -196,6 +220,19 @@ def _number_of_groups_is_free(config: Config) -> bool:
     """Whether the search may choose K: not if groups are categories."""
     is_tried = config.groups.method == "kmeans"
     return is_tried and all(_is_valid(config, {"groups.num_groups": number}) for number in _GROUPS)
+
+
+def _lengths(config: Config, size: LogSize) -> list[int]:
+    """The lengths of windows to search: the config's own, and those that long histories fill by more than half."""
+    own = config.windows.length
+    filled = [length for length in _LENGTHS if length < 2 * size.long_history]
+    return sorted({own, *(length for length in filled if _is_valid(config, _windows(config, length)))})
+
+
+def _windows(config: Config, length: int) -> dict[str, int]:
+    """The keys of windows of that length, with as many events in a step as in `config`."""
+    events = config.training.batch_size * config.windows.length
+    return {"windows.length": length, "training.batch_size": max(round(events / length), 1)}
 
 
 def _is_valid(config: Config, keys: dict[str, Any]) -> bool:
@@ -226,14 +263,16 @@ def _pools(loss: LossConfig, in_group_share: float) -> dict[str, int]:
     return {f"training.loss.{name}": size for name, size in pools.items()}
 
 
-def starting_point(config: Config, num_items: int) -> dict[str, Any]:
+def starting_point(config: Config, size: LogSize) -> dict[str, Any]:
     """The config's own values of what `suggest` asks for."""
     found: dict[str, Any] = {number.name: own for number, own in _numbers(config)}
     if _tower_is_free(config):
         found["user_tower"] = config.model.user_tower
-    if _draws_in_groups(config.training.loss, num_items):
+    if _draws_in_groups(config.training.loss, size.num_items):
         found[_IN_GROUP_SHARE] = _in_group_share(config.training.loss)
-    return found | ({"num_groups": config.groups.num_groups} if _number_of_groups_is_free(config) else {})
+    if _number_of_groups_is_free(config):
+        found["num_groups"] = config.groups.num_groups
+    return found | ({"length": config.windows.length} if len(_lengths(config, size)) > 1 else {})
 
 
 def with_keys(config: Config, keys: dict[str, Any]) -> Config:
@@ -248,8 +287,8 @@ def with_keys(config: Config, keys: dict[str, Any]) -> Config:
     return Config.model_validate(tree)
 
 
-def _objective(trial: optuna.Trial, config: Config, workdir: Path, num_items: int) -> float:
-    keys = suggest(trial, config, num_items)
+def _objective(trial: optuna.Trial, config: Config, workdir: Path, size: LogSize) -> float:
+    keys = suggest(trial, config, size)
     trial.set_user_attr("keys", keys)
     chosen = with_keys(config, keys)
     data = data_workdir(chosen, workdir / "data")

@@ -12,7 +12,7 @@ from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.errors import Diverged
 from pipeline import tuner
-from pipeline.tuner import _fingerprint, best_merge, starting_point, suggest, tune, with_keys
+from pipeline.tuner import LogSize, _fingerprint, _log_size, best_merge, starting_point, suggest, tune, with_keys
 
 
 def test_a_config_takes_every_key_that_is_tried() -> None:
@@ -28,13 +28,15 @@ def test_a_config_takes_every_key_that_is_tried() -> None:
             "num_groups": 20,
         }
     )
-    config = with_keys(Config(), suggest(trial, Config(), 1000))
+    config = with_keys(Config(), suggest(trial, Config(), LogSize(1000, 9)))
     assert (config.training.loss.in_group_weight, config.training.loss.global_weight) == (0.5, 2.0)
     assert (config.model.dropout, config.training.learning_rate, config.groups.num_groups) == (0.3, 2e-3, 20)
     assert config.model.user_tower == "mean"
     for asked_for in ({"model.user_tower": "gru"}, {"training.mixed_precision": True}):
-        assert "model.user_tower" not in suggest(trial, with_keys(Config(), asked_for), 1000)
-    assert suggest(trial, Config(), 12)["groups.num_groups"] == 12  # a catalogue has no more groups than items
+        assert "model.user_tower" not in suggest(trial, with_keys(Config(), asked_for), LogSize(1000, 9))
+    assert (
+        suggest(trial, Config(), LogSize(12, 9))["groups.num_groups"] == 12
+    )  # a catalogue has no more groups than items
 
 
 CATEGORY = [
@@ -51,15 +53,26 @@ OUT_OF_RANGE = ["training.learning_rate=0.05", "model.dropout=0"]
 
 ONE_GROUP = ["groups.num_groups=1", "training.loss.in_group_weight=0"]
 ODD = ["model.user_tower=mean", "model.embedding_dim=33"]
-STARTS = [["groups.num_groups=7"], ["model.user_tower=gru"], CATEGORY, PAPER, PAPER_DRAWS, OUT_OF_RANGE, ONE_GROUP, ODD]
+LONG = ["windows.length=300", "training.batch_size=3"]
+STARTS = [
+    ["groups.num_groups=7"],
+    ["model.user_tower=gru"],
+    CATEGORY,
+    PAPER,
+    PAPER_DRAWS,
+    OUT_OF_RANGE,
+    ONE_GROUP,
+    ODD,
+    LONG,
+]
 
 
-@pytest.mark.parametrize("num_items", [1_000, 100_000])
+@pytest.mark.parametrize(("num_items", "long_history"), [(1_000, 9), (100_000, 9), (1_000, 300)])
 @pytest.mark.parametrize("keys", STARTS)
-def test_the_search_begins_at_the_config(keys: list[str], num_items: int) -> None:
-    config = load_config(None, keys)
-    trial = optuna.trial.FixedTrial(starting_point(config, num_items))
-    assert with_keys(config, suggest(trial, config, num_items)) == config
+def test_the_search_begins_at_the_config(keys: list[str], num_items: int, long_history: int) -> None:
+    config, size = load_config(None, keys), LogSize(num_items, long_history)
+    trial = optuna.trial.FixedTrial(starting_point(config, size))
+    assert with_keys(config, suggest(trial, config, size)) == config
 
 
 @pytest.mark.parametrize("keys", STARTS)
@@ -67,25 +80,62 @@ def test_every_config_that_is_tried_is_valid(keys: list[str]) -> None:
     config, sampler = load_config(None, keys), optuna.samplers.RandomSampler(seed=0)
     study = optuna.create_study(sampler=sampler)
     for _ in range(30):
-        chosen = with_keys(config, suggest(study.ask(), config, 100_000))
+        chosen = with_keys(config, suggest(study.ask(), config, LogSize(100_000, 300)))
         assert chosen.model.embedding_dim == config.model.embedding_dim  # what is not searched stays
 
 
 def test_the_share_of_in_group_draws_is_searched_where_there_are_draws() -> None:
     """2,560 draws by default: 1,024 in-group, 512 easy and 1,024 fresh. Of 80%, 2,048 are in-group, 512 shared 1:2."""
-    loss = "training.loss."
-    trial = optuna.trial.FixedTrial({**starting_point(Config(), 100_000), "in_group_share": 0.8})
-    found = suggest(trial, Config(), 100_000)
+    loss, large, small = "training.loss.", LogSize(100_000, 9), LogSize(20_000, 9)
+    trial = optuna.trial.FixedTrial({**starting_point(Config(), large), "in_group_share": 0.8})
+    found = suggest(trial, Config(), large)
     assert [found[f"{loss}{name}_pool"] for name in ("in_group", "easy", "fresh")] == [2048, 171, 341]
-    exact = suggest(optuna.trial.FixedTrial(starting_point(Config(), 20_000)), Config(), 20_000)
+    exact = suggest(optuna.trial.FixedTrial(starting_point(Config(), small)), Config(), small)
     uniform = load_config(None, [f"{loss}negatives=uniform"])
     nothing_else = load_config(None, [f"{loss}easy_pool=0", f"{loss}fresh_pool=0"])
     others = [
-        suggest(optuna.trial.FixedTrial(starting_point(config, 100_000)), config, 100_000)
+        suggest(optuna.trial.FixedTrial(starting_point(config, large)), config, large)
         for config in (uniform, nothing_else)
     ]
     for keys in (exact, *others):
         assert not any(key.endswith("_pool") for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("own", "long_history", "lengths"),
+    [
+        (50, 9, [50]),  # nobody has more events: all lengths would be one
+        (50, 51, [50, 100]),
+        (50, 101, [50, 100, 200]),
+        (20, 25, [20]),
+        (20, 26, [20, 50]),
+        (400, 500, [50, 100, 200, 400]),
+    ],
+)
+def test_windows_are_tried_that_long_histories_fill_by_more_than_half(
+    own: int, long_history: float, lengths: list[int]
+) -> None:
+    config = load_config(None, [f"windows.length={own}", "training.batch_size=40"])
+    size = LogSize(1_000, long_history)
+    start = starting_point(config, size)
+    assert ("length" in start) == (len(lengths) > 1)
+    for length in lengths if "length" in start else []:
+        found = suggest(optuna.trial.FixedTrial({**start, "length": length}), config, size)
+        assert found["windows.length"] == length
+        # A step has as many events as before, up to half a window.
+        assert abs(found["training.batch_size"] * length - 40 * own) <= length / 2
+
+
+def test_a_long_history_is_that_of_a_tenth_of_the_users(tmp_path: Path) -> None:
+    """54 users of 4 events and 6 of 30, and each user's last two are held out: the 54th of 60 has 2, the 55th 28."""
+    sizes = np.repeat([4, 30], [54, 6])
+    users = np.repeat(np.arange(60), sizes)
+    steps = np.concatenate([np.arange(size) for size in sizes])
+    table = {"user_id": users.astype(str), "item_id": steps.astype(str), "timestamp": 10**9 + steps}
+    pq.write_table(pa.table(table), tmp_path / "events.parquet")
+    config = load_config(None, [f"data.events={tmp_path / 'events.parquet'}", "data.num_buckets=1"])
+    # numpy's quantile: .9 of the way from the first to the last is place 53.1 of 0 to 59.
+    assert _log_size(config, tmp_path) == LogSize(30, pytest.approx(2 + 0.1 * 26))
 
 
 @pytest.mark.parametrize(
@@ -107,12 +157,12 @@ def test_a_search_from_any_start_draws_around_it(
     """More trials than the ten that are drawn at random; a term that the config leaves out stays out."""
     config, seen = load_config(None, keys), []
 
-    def objective(trial: optuna.Trial, config: Config, workdir: Path, num_items: int) -> float:
-        seen.append(with_keys(config, suggest(trial, config, num_items)))
+    def objective(trial: optuna.Trial, config: Config, workdir: Path, size: LogSize) -> float:
+        seen.append(with_keys(config, suggest(trial, config, size)))
         trial.set_user_attr("keys", {})
         return seen[-1].model.dropout
 
-    monkeypatch.setattr(tuner, "_num_items", lambda *_: 1000)
+    monkeypatch.setattr(tuner, "_log_size", lambda *_: LogSize(1000, 9))
     monkeypatch.setattr(tuner, "_objective", objective)
     assert tune(config, tmp_path, 15).trials == 15
     assert seen[0] == config and len({each.training.learning_rate for each in seen}) == 15
@@ -126,13 +176,13 @@ def test_a_trial_that_diverges_is_recorded_and_the_search_goes_on(
     """The first one, which is the config itself, too; five in a row are too many."""
     diverging = {0, 2, 3}
 
-    def objective(trial: optuna.Trial, config: Config, workdir: Path, num_items: int) -> float:
-        trial.set_user_attr("keys", suggest(trial, config, num_items))
+    def objective(trial: optuna.Trial, config: Config, workdir: Path, size: LogSize) -> float:
+        trial.set_user_attr("keys", suggest(trial, config, size))
         if trial.number in diverging:
             raise Diverged("the loss of step 1 is not finite")
         return 0.1
 
-    monkeypatch.setattr(tuner, "_num_items", lambda *_: 1000)
+    monkeypatch.setattr(tuner, "_log_size", lambda *_: LogSize(1000, 9))
     monkeypatch.setattr(tuner, "_objective", objective)
     assert tune(Config(), tmp_path, 3).trials == 3
     trials = {trial["trial"]: trial["recall"] for trial in json.loads((tmp_path / "trials.json").read_text())}
@@ -150,13 +200,13 @@ def test_a_study_goes_on_and_its_best_config_loads(tmp_path: Path, monkeypatch: 
     """The training stubbed by a formula: recall grows with dropout, and quota at alpha 0.5 is best."""
     seen = []
 
-    def objective(trial: optuna.Trial, config: Config, workdir: Path, num_items: int) -> float:
-        keys = suggest(trial, config, num_items)
+    def objective(trial: optuna.Trial, config: Config, workdir: Path, size: LogSize) -> float:
+        keys = suggest(trial, config, size)
         seen.append(keys)
         trial.set_user_attr("keys", {**keys, "serving.merge": "quota", "serving.alpha": 0.5})
         return float(keys["model.dropout"])
 
-    monkeypatch.setattr(tuner, "_num_items", lambda *_: 1000)
+    monkeypatch.setattr(tuner, "_log_size", lambda *_: LogSize(1000, 9))
     monkeypatch.setattr(tuner, "_objective", objective)
     tune(Config(), tmp_path, 3)
     with (tmp_path / "study.log").open("a") as log:

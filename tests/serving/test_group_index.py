@@ -14,6 +14,7 @@ from serving.search import exact_index_set
 from serving.search.exact_index_set import ExactIndexSet
 from serving.search.group_index import GroupIndex, build_group_index, choose_structure, index_fingerprint
 from serving.search.group_search import GroupResults
+from serving.search.index_tuning import SearchPoint
 from serving.search.scann_index_set import ScannIndexSet
 
 ROOT = Path(__file__).parents[2]
@@ -258,6 +259,20 @@ def test_vectors_that_8_bits_do_not_tell_apart_are_scored_as_they_are():
     found = search(ScannIndexSet([index], num_groups=1), queries[:1, None], [50])
     best = np.argsort(-items[:, 0])[:50]
     assert len(np.intersect1d(best, found.slots.numpy()[0] - 1)) >= 40  # of the target's 47.5: scores nearly tie
+
+
+@pytest.mark.parametrize(
+    ("recalls", "structure"),
+    [
+        pytest.param((0.90, 0.96), "tree_hashing", id="one search reaches .95, their mean does not"),
+        pytest.param((0.94, 0.97), "tree_hashing_int8", id="their mean reaches it, one search does not"),
+    ],
+)
+def test_8_bits_stay_if_the_mean_search_reaches_the_target(recalls, structure, monkeypatch):
+    points = tuple(SearchPoint(k, 1, k, recall) for k, recall in zip((2, 50), recalls, strict=True))
+    monkeypatch.setattr("serving.search.group_index.tuned_searches", lambda *_: points)
+    items = clustered(1_001)
+    assert build_group_index(0, items, items[:4], SERVING).structure == structure
 
 
 def test_identical_items_are_all_found():
