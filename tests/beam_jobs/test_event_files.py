@@ -3,10 +3,14 @@
 import re
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from beam_jobs.event_log import event_files
 from beam_jobs.event_log.csv_header import split_header
-from beam_jobs.event_log.event_files import check_file, find_event_files
+from beam_jobs.event_log.event_files import check_file, find_event_files, read_batches
 from contracts.config import DataConfig, TextFormat
 from tests.beam_jobs.helpers import HEADER
 
@@ -62,3 +66,16 @@ def test_the_name_of_a_file_decides_between_separators_that_make_as_many_fields(
     assert split_header(f"{line}\n".encode(), name, TextFormat())[:2] == (columns, separator)
     rows, header = f"{line}\n{line}\n".encode(), TextFormat(header=tuple("abcd"[: len(columns)]))
     assert split_header(rows, name, header)[1] == separator
+
+
+def test_a_file_that_two_patterns_match_is_one_file(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(f"{HEADER}\nu,a,1\n")
+    assert find_event_files(DataConfig(events=(f"{tmp_path}/x.csv", f"{tmp_path}/*.csv"))) == [f"{tmp_path}/x.csv"]
+
+
+def test_rows_of_a_table_are_numbered_across_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_files, "PARQUET_BATCH_ROWS", 2)
+    pq.write_table(pa.table({"user_id": list("vwxyz")}), tmp_path / "x.parquet")
+    batches = list(read_batches(str(tmp_path / "x.parquet"), ["user_id"], DataConfig()))
+    assert len(batches) == 3
+    assert np.concatenate([batch.rows for batch in batches]).tolist() == [1, 2, 3, 4, 5]

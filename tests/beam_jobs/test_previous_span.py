@@ -53,6 +53,11 @@ def test_ids_of_random_characters_raise_no_false_alarm(length: int, files: int, 
     assert drift_anomalies(second, first, 0.2, 0.3) == []
 
 
+def test_a_feature_that_the_schema_lacks_is_named() -> None:
+    statistics = [dataset_statistics("user_features", 2, {"user_features.country": {"DE": 2}})]
+    assert schema_anomalies(infer_schema([]), statistics) == ["user_features.country is not in the schema"]
+
+
 def test_a_change_to_or_from_random_characters_is_seen() -> None:
     plain = _statistics_of_ids([str(number) for number in range(300)])
     random = _statistics_of_ids(_of_random_characters(300, 11, 0))

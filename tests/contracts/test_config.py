@@ -210,6 +210,8 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
         ),
         ([_USERS + "[{name: _age, kind: numeric}]}"], ["'_age'", "begins with a letter", "rename"]),
         (["data.request_features=[{name: _page, values: [a]}]"], ["'_page'", "begins with a letter"]),
+        (['data.request_features=[{name: page, values: ["", home]}]'], ["distinct and not empty"]),
+        (["retrain.gate.k=20000"], ["retrain.gate.k (20000)"]),
         (["data.timestamp_format='%H:%M:%S.%f %d.%m.%Y'"], ["data.timestamp_format=", "%f", "at its end", "ISO 8601"]),
         (["data.timestamp_format='%d %b %Y %H:%M:%S %Z'"], ["data.timestamp_format=", "%Z", "as UTC", "for %z"]),
         (
@@ -241,6 +243,13 @@ def test_what_no_part_of_the_model_reads_refuses_nothing() -> None:
     load_config(None, ["groups.num_groups=1", "training.loss.in_group_weight=0"])
     with pytest.raises(ConfigError, match="trains no group vectors"):
         load_config(None, ["groups.num_groups=2", "training.loss.in_group_weight=0"])
+
+
+def test_the_intent_is_in_the_score_where_no_term_compares_items_of_all_groups() -> None:
+    no_global = "training.loss.global_weight=0"
+    assert load_config(None, [no_global]).intent_in_score
+    assert not load_config(None, [no_global, "training.loss.hierarchy_weight=1"]).intent_in_score
+    load_config(None, ["training.loss.in_group_weight=0", "training.loss.hierarchy_weight=1"])  # trains group vectors
 
 
 @pytest.mark.parametrize("text", ["%m/%d/%Y", "@home", "it's: a: 'test'", '%"$HOME`\\'])

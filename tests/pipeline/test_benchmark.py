@@ -278,15 +278,17 @@ def test_a_data_set_has_its_own_rows_in_the_files_order_of_models(tmp_path: Path
     ]
 
 
-@pytest.mark.parametrize("text", ["1 5 6 7\n2 5\n", "1 5\n1 6\n2 5\n1 7\n"], ids=["a line a user", "a line an event"])
+@pytest.mark.parametrize("text", ["1 9 3 7\n2 9\n", "1 9\n1 3\n2 9\n1 7\n"], ids=["a line a user", "a line an event"])
 def test_sequences_become_events_in_their_order(text: str, tmp_path: Path) -> None:
     (tmp_path / "s.txt").write_text(text)
     manifest = sequences.convert(tmp_path / "s.txt", tmp_path / "out")
     events = pq.read_table(tmp_path / "out" / "events.parquet").to_pydict()
     assert events["user_id"] == ["1", "1", "1", "2"]
-    assert events["item_id"] == ["5", "6", "7", "5"]
+    assert events["item_id"] == ["9", "3", "7", "9"]
     assert [time - events["timestamp"][0] for time in events["timestamp"]] == [0, 1, 2, 0]
     assert manifest.counts == {"events": 4, "users": 2, "items": 3}
+    (tmp_path / "s.txt").write_text("1 5 6\n")
+    assert sequences.convert(tmp_path / "s.txt", tmp_path / "out").counts["events"] == 2
 
 
 @pytest.mark.parametrize(

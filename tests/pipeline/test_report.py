@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from rich.console import Console
 
 from contracts import artifact
@@ -43,6 +44,21 @@ def test_titles_and_labels_are_text_and_not_markup(tmp_path: Path) -> None:
     shown = console.export_text()
     for text in ("Song [feat. X] (3.00)", "[/x] :smile: (2.00)", "0: [b]rock[/b]", "1: ", "? (1.00)"):
         assert text in shown
+
+
+def test_an_interval_is_shown_as_half_its_width_and_shorter_lists_come_first() -> None:
+    cell = {"value": 0.25, "low": 0.2, "high": 0.3}
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(metrics_table({"dnc": {f"recall_at_{k}": cell for k in (1000, 50, 500, 100)}}))
+    shown = console.export_text()
+    assert shown.count("±.050") == 4
+    places = [shown.index(f"R@{k} ") for k in (50, 100, 500, 1000)]
+    assert places == sorted(places)
+
+
+def test_items_are_shown_by_id_if_their_table_is_gone(caplog: pytest.LogCaptureFixture) -> None:
+    assert titles_of(load_config(None, ["data.item_features={path: gone.csv, id: id, title: title}"])) == {}
+    assert "items are shown by id" in caplog.text
 
 
 def test_titles_and_labels_give_the_terminal_no_orders(tmp_path: Path) -> None:
