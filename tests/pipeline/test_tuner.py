@@ -12,7 +12,17 @@ from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.errors import Diverged
 from pipeline import tuner
-from pipeline.tuner import LogSize, _fingerprint, _log_size, best_merge, starting_point, suggest, tune, with_keys
+from pipeline.tuner import (
+    LogSize,
+    _fingerprint,
+    _lengths,
+    _log_size,
+    best_merge,
+    starting_point,
+    suggest,
+    tune,
+    with_keys,
+)
 
 
 def test_a_config_takes_every_key_that_is_tried() -> None:
@@ -34,9 +44,8 @@ def test_a_config_takes_every_key_that_is_tried() -> None:
     assert config.model.user_tower == "mean"
     for asked_for in ({"model.user_tower": "gru"}, {"training.mixed_precision": True}):
         assert "model.user_tower" not in suggest(trial, with_keys(Config(), asked_for), LogSize(1000, 9))
-    assert (
-        suggest(trial, Config(), LogSize(12, 9))["groups.num_groups"] == 12
-    )  # a catalogue has no more groups than items
+    few = suggest(trial, Config(), LogSize(12, 9))
+    assert few["groups.num_groups"] == 12  # a catalogue has no more groups than items
 
 
 CATEGORY = [
@@ -117,6 +126,7 @@ def test_windows_are_tried_that_long_histories_fill_by_more_than_half(
 ) -> None:
     config = load_config(None, [f"windows.length={own}", "training.batch_size=40"])
     size = LogSize(1_000, long_history)
+    assert _lengths(config, size) == lengths
     start = starting_point(config, size)
     assert ("length" in start) == (len(lengths) > 1)
     for length in lengths if "length" in start else []:
