@@ -14,6 +14,7 @@ from beam_jobs.common.files import read_parquet, write_array
 from beam_jobs.common.payload import one_array
 from beam_jobs.event_log.timestamps import as_text
 from beam_jobs.records.busy_users import max_user_positives
+from beam_jobs.records.window_advice import HOLD_OUT_THE_END, advise
 from beam_jobs.sampling.expected_draws import DrawsOfWindows
 from beam_jobs.sampling.mined_neighbors import find_neighbors, read_item_embeddings
 from beam_jobs.windows_steps import WriteWindows, expected_file
@@ -21,21 +22,17 @@ from contracts.artifact import Manifest, current, read_manifest, writing
 from contracts.config import Config
 from contracts.errors import TooFewEvents
 from contracts.layout import Events, ItemGroups, ItemStatistics, Windows, Workdir
-from contracts.names import ITEMS_PER_USER, ItemColumn, Split, WindowField
+from contracts.names import ITEMS_PER_USER, ItemColumn, Split
 from contracts.storage import remove
 
 log = logging.getLogger(__name__)
 
-_MANY = 0.2
-_MOST = 0.5
-_HOLD_OUT_THE_END = "if users come back, hold out only the end of the log (split.protocol=time)"
-_HOLD_OUT_LESS = (
-    f"raise split.min_user_events={{}}, so that shorter histories are only trained on, or, {_HOLD_OUT_THE_END}"
-)
 
-
-def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
+def run(config: Config, workdir: Workdir, fingerprint: str, *, advises: bool = True) -> Manifest:
     """Writes the `Windows` artifact from events, item statistics and item groups.
+
+    Args:
+        advises: whether to say what training and evaluation on these windows leave out; an index refresh does neither.
 
     Raises:
         TooFewEvents: no user has two items to train on, the later one since `windows.since`.
@@ -76,9 +73,8 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         writer.details["resamples"] = config.windows.resamples
         told = {feature.name: list(feature.values) for feature in config.data.request_features}
         writer.details["request_features"] = told
-        _warn_of_busy_users(totals, most)
-        _warn_of_what_is_left_out(config, totals, read_manifest(statistics.path).counts)
-        _warn_of_absent_negatives(config, totals)
+        if advises:
+            advise(config, totals, read_manifest(statistics.path), most)
         log.info(
             "windows: %s positives in %s windows", f"{totals['train_positives']:,}", f"{totals['train_windows']:,}"
         )
@@ -108,111 +104,13 @@ def _nothing_to_learn(config: Config, events: Path) -> str:
     remedy = "give the log longer histories"
     if config.split.protocol == "leave_one_out" and manifest.counts["test_events"]:
         # Raising split.min_user_events would hold out nobody: who has more items than its least value, 3, has two left.
-        remedy += f", or, {_HOLD_OUT_THE_END}"
+        remedy += f", or, {HOLD_OUT_THE_END}"
     return (
         f"no user in {events} has two items of level {level!r}{' or above' if level != feedback.levels[-1] else ''}"
         f"{since} to train on (after the validation and test events are set apart"
         f"{f'; events by level: {found}' if found else ''}): {remedy}"
         f"{', or lower data.feedback.target_level' if feedback.target_level_index else ''}, or check data.columns"
     )
-
-
-def _warn_of_busy_users(totals: Counter[str], most: int) -> None:
-    if totals["busy_positives"]:
-        log.warning(
-            "windows: %s positives are not trained on, and %s are: for each user, the newest %s or a few more "
-            "(windows.max_user_positives). Users with more: %s. If they are not people but, for example, crawlers, "
-            "remove them from the log: popularity and co-occurrence count their events, too",
-            f"{totals['busy_positives']:,}", f"{totals['train_positives']:,}", f"{most:,}",
-            f"{totals['busy_users']:,}",
-        )  # fmt: skip
-
-
-def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistics: dict[str, int]) -> None:
-    repeats, learnt, items = totals["train_repeats"], totals["train_positives"], of_statistics["items_in_training"]
-    levels, target = config.data.feedback.levels, config.data.feedback.target_level_index
-    are_few = target > 0 and learnt < items
-    held_out = totals["validation_targets"] + totals["test_targets"]
-    if config.split.protocol == "leave_one_out" and held_out > _MOST * learnt:
-        log.warning(
-            "windows: %s targets are held out, and only %s left to learn from, since histories are short: %s",
-            f"{held_out:,}", f"{learnt:,}", _HOLD_OUT_LESS.format(config.split.min_user_events),
-        )  # fmt: skip
-    lacking = f"positives of level {levels[target]!r} or above in training" if target else "training events"
-    remedy = "hold out less (split.protocol=time with later starts; in a retrain, shorter spans), and retrain as often"
-    # If positives are few, another warning says what to do.
-    advice = "" if are_few else f". If items are that short-lived, {remedy}"
-    for split in ("validation", "test"):
-        _warn_of_unmeasured_users(split, totals)
-        targets, cold = totals[f"{split}_targets"], totals[f"{split}_cold_targets"]
-        if cold > _MANY * targets:
-            log.warning(
-                "windows: %s of %s targets in the %s split are items without %s, which only data.item_features "
-                "places; lists keep places for them if that pays (serving.exploration_share)%s",
-                f"{cold:,}", f"{targets:,}", split, lacking, advice,
-            )  # fmt: skip
-    if repeats > _MANY * (repeats + learnt):
-        log.warning(
-            "windows: %s training events are of items that their user had before, and %s are learnt from: such items "
-            "are never recommended, and only new ones are measured. To remind users of what they come back to, use "
-            "something else as well, such as a list of what they had most often",
-            f"{repeats:,}", f"{learnt:,}",
-        )  # fmt: skip
-    if are_few:
-        log.warning(
-            "windows: %s positives of level %r or above are few for %s items. A model does not learn to find events "
-            "below data.feedback.target_level: setting it to %r gives more to learn from",
-            f"{learnt:,}", levels[target], f"{items:,}", levels[target - 1],
-        )  # fmt: skip
-
-
-def _warn_of_unmeasured_users(split: str, totals: Counter[str]) -> None:
-    measured, repeating, new = (
-        totals[f"{split}_{what}"] for what in ("users", "repeat_targets", "users_without_history")
-    )
-    if not measured:
-        log.warning(
-            "windows: no user has an event before the %s split and a new item in it, so nothing can be measured on it",
-            split,
-        )
-    elif repeating > _MANY * (measured + repeating):
-        log.warning(
-            "windows: for %s of %s users, the %s split holds only items that they had before: only new items "
-            "are recommended, and measured on the other users",
-            f"{repeating:,}", f"{measured + repeating:,}", split,
-        )  # fmt: skip
-    users = measured + repeating + new
-    if measured and new > _MOST * users:
-        log.warning(
-            "windows: %s of %s users in the %s split have no event before it, so %s are measured. If users come "
-            "only once, as sessions do, hold out the last items of each (split.protocol=leave_one_out; not in a "
-            "retrain, whose holdout is its newest span)",
-            f"{new:,}", f"{users:,}", split, f"{measured:,}",
-        )  # fmt: skip
-
-
-def _warn_of_absent_negatives(config: Config, totals: Counter[str]) -> None:
-    settings, feedback = config.windows, config.data.feedback
-    level = feedback.levels[feedback.target_level_index]
-    kinds = (
-        (
-            WindowField.EXPOSED_NEGATIVES,
-            settings.exposed_negatives,
-            f"their users have next to nothing below level {level!r} that they never took: log what was shown",
-        ),
-        (
-            WindowField.MINED_NEGATIVES,
-            settings.mined_negatives,
-            f"windows.mined_from={settings.mined_from} lacks their items: make it from a run that has them",
-        ),
-    )
-    for name, number, remedy in kinds:
-        absent, wanted = totals[f"absent_{name}"], number * totals["train_positives"]
-        if absent > _MOST * wanted:
-            log.warning(
-                "windows: %s of %s %s are absent, leaving training.loss.choice_weight nothing to choose from, because "
-                "%s, or remove windows.%s", f"{absent:,}", f"{wanted:,}", name, remedy, name,
-            )  # fmt: skip
 
 
 def _require_fitting(config: Config, events: Events, statistics: ItemStatistics, groups: ItemGroups) -> None:

@@ -112,6 +112,7 @@ class WriteWindows(beam.DoFn):
                 split,
                 self._config.windows.length,
                 self._drops_repeats,
+                self._config.split.new_users == "last_item",
             )
             self._write(split, number, iter([encode_examples(users.features)]))
             targets = users.features[EvaluationField.TARGET_ITEM_INDEX].values
@@ -188,7 +189,7 @@ class WriteWindows(beam.DoFn):
         trained_users = np.unique(block.users[bounds.starts])
         counts["taken"] += int(num_taken[trained_users].sum())
         counts["takers"] += len(trained_users)
-        counts["users_without_targets"] += int((np.bincount(block.users[is_target], minlength=num_users) < 2).sum())
+        counts["users_without_targets"] += num_users - len(trained_users)
         counts["train_windows"] += len(lengths)
         counts["train_positives"] += len(targets)
         # An item that is all the context of its window is a target of the empty history.
@@ -211,9 +212,11 @@ class WriteWindows(beam.DoFn):
 
     def _bounds(self, block: BucketEvents, is_target: Bool, counts: Counter[str]) -> tuple[WindowBounds, Int64]:
         """The windows of a block that are trained on, and how many targets each has, at least one."""
-        bounds = window_bounds(_events_per_user(block), self._config.windows.length)
-        if self._config.windows.since is not None:
-            bounds = bounds.since(block.times, self._config.windows.since)
+        bounds, since = window_bounds(_events_per_user(block), self._config.windows.length), self._config.windows.since
+        is_lone = is_target & (_events_per_user(block) == 1)[block.users]
+        counts["lone_positives"] += int((is_lone & (block.times >= (since or 0))).sum())
+        if since is not None:
+            bounds = bounds.since(block.times, since)
         num_targets = bounds.count_targets(is_target)
         bounds, num_targets = bounds.where(num_targets > 0), num_targets[num_targets > 0]
         is_newest = bounds.newest(num_targets, block.users, self._max_user_positives)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from contracts.artifact import read_manifest, writing
@@ -27,24 +28,31 @@ def apply_transform(earlier: Workdir, config: Config, workdir: Workdir, fingerpr
 
     Raises:
         ArtifactError: an artifact is missing.
-        ValueError: a feature table cannot be read, or its features are not those that the graphs know.
+        ValueError: a feature table cannot be read, its features are not those that the graphs know, or their values
+            are known for fewer of `earlier`'s users or items than `data.max_drift` allows.
     """
     require_same_features(earlier, config)
-    statistics, data = workdir.item_statistics, config.data
+    ours, theirs, data = workdir.item_statistics, earlier.item_statistics, config.data
     with writing(workdir.transform.path, Transform.KIND, fingerprint) as writer:
         staged = Transform(writer.path)
         shutil.copytree(earlier.transform.item_graph, staged.item_graph)
         shutil.copytree(earlier.transform.user_graph, staged.user_graph)
         shutil.copyfile(earlier.transform.feature_spec, staged.feature_spec)
-        for kind, source, id_name, table, graph, output in (
-            ("item", statistics.items, ItemColumn.ITEM_ID, data.item_features, staged.item_graph, staged.items),
-            ("user", statistics.users, UserColumn.USER_ID, data.user_features, staged.user_graph, staged.users),
+        of_items = data.item_features, staged.item_graph, staged.items
+        of_users = data.user_features, staged.user_graph, staged.users
+        for kind, sources, id_name, (table, graph, output) in (
+            ("item", (theirs.items, ours.items), ItemColumn.ITEM_ID, of_items),
+            ("user", (theirs.users, ours.users), UserColumn.USER_ID, of_users),
         ):
-            ids = pq.read_table(source, columns=[id_name])[id_name].combine_chunks()
+            known_ids, ids = (pq.read_table(path, columns=[id_name])[id_name].combine_chunks() for path in sources)
             writer.counts[f"{kind}s"] = len(ids)
-            transformed = _transformed(ids, id_name, table, f"data.{kind}_features", graph, writer.path)
-            index = {f"{kind}_index": pa.array(np.arange(1, len(ids) + 1))}
-            pq.write_table(pa.table({**index, **transformed}), output)
+            columns = pa.table({})
+            if table is not None:
+                raw, columns = _transformed(ids, id_name, table, f"data.{kind}_features", graph, writer.path)
+                known = pq.read_table(earlier.transform.path / output.name, columns=columns.column_names)
+                _require_known(config, kind, (known_ids, known), (ids, columns), raw)
+            index = pa.array(np.arange(1, len(ids) + 1))
+            pq.write_table(pa.table([index, *columns.columns], [f"{kind}_index", *columns.column_names]), output)
         writer.files = [staged.items.name, staged.users.name, staged.feature_spec.name]
 
 
@@ -73,15 +81,45 @@ def _shown(name: str, kind: str, width: int) -> str:
     return f"{name} ({kind}{f' of {width}' if width > 1 else ''})"
 
 
+def _require_known(
+    config: Config, kind: str, before: tuple[pa.Array, pa.Table], now: tuple[pa.Array, pa.Table], raw: pa.Table
+) -> None:
+    """Refuses a table whose values the graphs do not know any more, as if 39 were written 39.0.
+
+    Args:
+        before: ids and transformed features of the run that fitted the graphs.
+        now: ids and transformed features of this run.
+        raw: this run's features, of the same rows as `now`.
+    """
+    (known_ids, known), (ids, columns), most = before, now, config.data.max_drift
+    place = pc.index_in(ids, value_set=known_ids)
+    rows, known_rows = np.flatnonzero(place.is_valid()), place.drop_null().to_numpy()
+    for name in columns.column_names:
+        had = _has_value(known[name])[known_rows]
+        lost = rows[had & ~_has_value(columns[name])[rows]]
+        if len(lost) > most * had.sum():
+            example = raw[name][int(lost[0])].as_py()
+            cell = repr(example.decode(errors="replace")) if isinstance(example, bytes) and example else "missing"
+            raise ValueError(
+                f"data.{kind}_features: of {had.sum():,} {kind}s that had a {name!r} which the model knows, "
+                f"{len(lost):,} have none now, more than data.max_drift={most}, e.g. {kind} "
+                f"{ids[int(lost[0])].as_py()!r}, where it is {cell}: write the column as for the run that --model "
+                "names, raise data.max_drift, or train with training.warm_start"
+            )
+
+
+def _has_value(column: pa.ChunkedArray) -> np.ndarray:
+    """bool [num_rows], false where all that the graph made of a cell is 0: it is missing, or unknown."""
+    return (_values(column).reshape(len(column), -1) != 0).any(axis=1)
+
+
 def _transformed(
-    ids: pa.Array, id_name: str, table: FeatureTable | None, field: str, graph: Path, scratch: Path
-) -> dict[str, pa.Array]:
-    """Feature -> its transformed column, in the order of `ids`."""
+    ids: pa.Array, id_name: str, table: FeatureTable, field: str, graph: Path, scratch: Path
+) -> tuple[pa.Table, pa.Table]:
+    """The features of `ids`, raw and transformed."""
     from beam_jobs.features.raw_tables import write_raw_table
     from serving.graph.transform_graphs import TransformGraph
 
-    if table is None:
-        return {}
     raw_path = scratch / "raw.parquet"
     write_raw_table(ids, id_name, table, field, raw_path)
     raw, transform = pq.read_table(raw_path), TransformGraph(graph)
@@ -89,13 +127,13 @@ def _transformed(
     parts: dict[str, list[np.ndarray]] = {feature.name: [] for feature in table.features}
     for start in range(0, max(len(ids), 1), _ROWS_AT_ONCE):
         rows = raw.slice(start, _ROWS_AT_ONCE)
-        outputs = transform.of_arrays({name: _raw(rows[name]) for name in rows.column_names})
+        outputs = transform.of_arrays({name: _values(rows[name]) for name in rows.column_names})
         for name, found in parts.items():
             found.append(outputs[name])
-    return {name: _column(np.concatenate(found)) for name, found in parts.items()}
+    return raw, pa.table({name: _column(np.concatenate(found)) for name, found in parts.items()})
 
 
-def _raw(column: pa.ChunkedArray) -> np.ndarray:
+def _values(column: pa.ChunkedArray) -> np.ndarray:
     """[num_rows], or [num_rows, dim] for vectors."""
     if not pa.types.is_fixed_size_list(column.type):
         return column.to_numpy(zero_copy_only=False)

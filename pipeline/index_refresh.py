@@ -103,7 +103,8 @@ def _stages(trained: Workdir) -> tuple[Stage, ...]:
     )
     export = replace(by_name["export"], after=("carry",), summary="write the next version; rebuild changed groups")
     data = [by_name[name] for name in ("ingest", "statistics", "groups")]
-    return (*data, transform, by_name["windows"], carry, export, VALIDATE_ALONE)
+    windows = replace(by_name["windows"], run=_windows)
+    return (*data, transform, windows, carry, export, VALIDATE_ALONE)
 
 
 def _require_same_model(trained: Workdir, config: Config) -> None:
@@ -143,6 +144,12 @@ def _of_model(config: Config) -> dict[str, Any]:
             if feature.kind == "tokens":
                 settings[f"data.{name}: separator of {feature.name}"] = feature.separator
     return settings
+
+
+def _windows(config: Config, workdir: Workdir, fingerprint: str) -> None:
+    from beam_jobs import windows
+
+    windows.run(config, workdir, fingerprint, advises=False)
 
 
 def _carry(config: Config, workdir: Workdir, fingerprint: str) -> None:

@@ -48,7 +48,7 @@ def print_report(config: Config, workdir: Workdir, results: list[StageResult], c
     if "evaluate" in shown:
         metrics = join_metrics(workdir, served="validate" in shown)
         plot_metrics(metrics, config.evaluation.confidence, workdir.plot)
-        console.print(metrics_table(metrics))
+        console.print(metrics_table(metrics, artifact.read_manifest(workdir.evaluation).counts["test_users"]))
     if "groups" in shown:
         console.print(groups_table(workdir))
     console.print(stages_table(config, workdir, results))
@@ -73,12 +73,12 @@ def join_metrics(workdir: Workdir, *, served: bool) -> Metrics:
     return metrics
 
 
-def metrics_table(metrics: Metrics) -> Table:
+def metrics_table(metrics: Metrics, num_users: int) -> Table:
     """Models by metrics; ± is half the confidence interval's width."""
     measured = {name for values in metrics.values() for name in values}
     ks = sorted(k for name in measured if (k := recall_k(name)))
     shown = [name for name in (*map(recall_name, ks), NDCG, COVERAGE) if name in measured]
-    table = _table("Test users, whole catalogue ranked, seen items removed")
+    table = _table(f"{num_users:,} test users, whole catalogue ranked, seen items removed")
     table.add_column("model", no_wrap=True)
     for name in shown:
         table.add_column(heading(name), no_wrap=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import beam_jobs  # noqa: F401  (with it, workdirs and logs may be in object stores)
 from contracts import artifact
 from contracts.config import Config
+from contracts.config.data import MEASURE_NEW_USERS
 from contracts.errors import TooFewEvents
 from contracts.layout import MAIN_MODEL, Workdir
 from contracts.patterns import matching
@@ -35,7 +36,7 @@ def _model_configs(config: Config) -> dict[str, Config]:
     return {MAIN_MODEL: config, **baseline_configs(config)}
 
 
-def _require_users(workdir: Workdir) -> None:
+def _require_users(config: Config, workdir: Workdir) -> None:
     """Raises TooFewEvents before training if the model could not be measured."""
     counts = artifact.read_manifest(workdir.windows.path).counts
     for split in ("validation", "test"):
@@ -44,6 +45,8 @@ def _require_users(workdir: Workdir) -> None:
             why = f"{know_all:,} of its users have no item that is new to them, {have_nothing:,} no event before it"
             if not know_all + have_nothing:
                 why = "it has no users, e.g. as no history reaches split.min_user_events or data.columns is wrong"
+            elif have_nothing > know_all and config.split.new_users == "leave_out":
+                why += f" (if they come only once, {MEASURE_NEW_USERS})"
             raise TooFewEvents(
                 f"no user can be measured on the {split} split: {why}; change the section split, or add more events "
                 "(in a retrain: raise retrain.window_spans, change retrain.validation_users, or wait for the next span)"
@@ -53,7 +56,7 @@ def _require_users(workdir: Workdir) -> None:
 def _train(config: Config, workdir: Workdir, fingerprint: str) -> None:
     from trainer.train import train
 
-    _require_users(workdir)
+    _require_users(config, workdir)
     for name, model_config in _model_configs(config).items():
         if not artifact.find_current(workdir.model(name).path, fingerprint):
             train(model_config, workdir, name, fingerprint)

@@ -44,6 +44,7 @@ class Evaluation:
     """The results of an evaluation.
 
     Attributes:
+        num_users: how many were measured.
         metrics: model -> metric -> {"value", "low", "high"}. A per-group model appears under its name
             with the servable's merge (`serving.merge`), and as "<name>_<merge>" with the other merge.
         breakdowns: model -> {"group", "user_activity"} -> label -> {"value", "count"}, of
@@ -51,6 +52,7 @@ class Evaluation:
             number of earlier items, equally many falling in the same third (mean over users).
     """
 
+    num_users: int
     metrics: dict[str, MetricTable] = field(default_factory=dict)
     breakdowns: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -69,7 +71,7 @@ def evaluate(config: Config, workdir: Workdir, split: Split, names: Sequence[str
     """
     catalogue = Catalogue.load(workdir)
     users = EvaluationUsers.load(workdir, split, config.evaluation.max_users)
-    result = Evaluation()
+    result = Evaluation(len(users))
     for name in names:
         for label, lists in _ranked(config, workdir, name, catalogue, users):
             result.metrics[label] = measure(config, catalogue, users, lists).table
@@ -103,6 +105,7 @@ def write_evaluation(config: Config, workdir: Workdir, fingerprint: str) -> Mani
     """
     with writing(workdir.evaluation, Workdir.EVALUATION_KIND, fingerprint) as artifact:
         evaluation = evaluate(config, workdir, Split.TEST, [*config.evaluation.baselines, MAIN_MODEL])
+        artifact.counts["test_users"] = evaluation.num_users
         warn_of_popularity(evaluation.metrics, config.evaluation.ks)
         for path, found in ((workdir.metrics, evaluation.metrics), (workdir.breakdowns, evaluation.breakdowns)):
             write_json(artifact.path / path.name, found)

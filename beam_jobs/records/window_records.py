@@ -142,7 +142,7 @@ class EvaluationRecords:
     Attributes:
         features: `EvaluationField`s, one row per user.
         repeat_targets: users all of whose targets were seen before.
-        users_without_history: users with targets but no earlier positive.
+        users_without_history: users with targets but no earlier positive, who are not measured.
     """
 
     features: dict[str, RaggedColumn]
@@ -159,7 +159,13 @@ class EvaluationRecords:
 
 
 def evaluation_records(
-    events: BucketEvents, is_first: Bool, target_level: int, split: Split, length: int, drop_repeats: bool
+    events: BucketEvents,
+    is_first: Bool,
+    target_level: int,
+    split: Split,
+    length: int,
+    drop_repeats: bool,
+    with_new_users: bool = False,
 ) -> EvaluationRecords:
     """One record per user with a positive before `split` and a new one in it, whether or not there is context.
 
@@ -170,13 +176,22 @@ def evaluation_records(
         split: VALIDATION or TEST; all earlier splits are history.
         length: most events of a history.
         drop_repeats: whether a history holds each item only once, where its user first had it.
+        with_new_users: whether users without a positive before `split` have a record, too: the last new positive in it
+            is their target, and all that precedes it their history.
     """
     num_users = len(events.user_index)
     is_positive, past = events.levels >= target_level, events.splits < split
     is_fresh = is_positive & is_first & (events.splits == split)  # an item had before has its first event earlier
-    fresh_counts = _count(events.users[is_fresh], num_users)
     has_targets = _count(events.users[is_positive & (events.splits == split)], num_users) > 0
     has_history = _count(events.users[is_positive & past], num_users) > 0
+    if with_new_users:
+        last = np.full(num_users, -1)
+        last[events.users[is_fresh]] = np.flatnonzero(is_fresh)  # of equal indices, the last is assigned
+        precedes = np.arange(len(events.users)) < last[events.users]
+        is_new = ~has_history[events.users]
+        past, is_fresh = past | (is_new & precedes), is_fresh & ~(is_new & precedes)
+        has_history = _count(events.users[is_positive & past], num_users) > 0
+    fresh_counts = _count(events.users[is_fresh], num_users)
     is_chosen = has_history & (fresh_counts > 0)
     chosen, of_chosen = np.flatnonzero(is_chosen), is_chosen[events.users]
 

@@ -231,7 +231,8 @@ class DataConfig(TextFormat):
         0.2,
         gt=0,
         le=1,
-        description="the run stops if the share of any value has changed by more than this since data.previous",
+        description="the run stops if the share of any value has changed by more than this since data.previous; dnc "
+        "index, if more than this share of items or users have lost a value that the model knows",
     )
     min_volume: float = Field(
         0.3,
@@ -305,6 +306,10 @@ class DataConfig(TextFormat):
         return self
 
 
+MEASURE_NEW_USERS = "as sessions do, set split.new_users=last_item"
+"""The remedy if no user has an event before a split."""
+
+
 class SplitConfig(Section):
     """The evaluation protocol.
 
@@ -325,6 +330,12 @@ class SplitConfig(Section):
         None, description="time from which positives are test targets; null: the 90% quantile of the positives' times"
     )
     min_user_events: int = Field(3, ge=3, description="for leave_one_out: users with fewer items are only trained on")
+    new_users: Literal["leave_out", "last_item"] = Field(
+        "leave_out",
+        description="for time, and so for every retrain: users without a positive before the split; leave_out: not "
+        "measured; last_item: measured on their last new item in it, with what came before that as the history, as is "
+        "usual with sessions",
+    )
 
     @model_validator(mode="after")
     def _starts_are_used(self) -> SplitConfig:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from contracts import artifact
 from contracts.config import Config
+from contracts.config.data import MEASURE_NEW_USERS
 from contracts.errors import TooFewEvents
 from contracts.layout import SAVED_MODEL, Workdir
 from contracts.store_layout import RetrainRun, Store
@@ -140,7 +141,10 @@ def _require_judges(config: Config, workdir: Workdir, change: str) -> None:
     counts, least = artifact.read_manifest(workdir.windows.path).counts, config.retrain.gate.min_users
     users, strangers = counts["test_users"], counts["test_users_without_history"]
     if 0 < users < least:  # training itself says why there is none
-        changed = f" ({strangers:,} others have no event before it: have user ids changed?)" * (strangers > users)
+        asked = "have user ids changed?"
+        if config.split.new_users == "leave_out":
+            asked += f" If they come only once, {MEASURE_NEW_USERS}"
+        changed = f" ({strangers:,} others have no event before it: {asked})" * (strangers > users)
         raise TooFewEvents(
             f"{users:,} users of the newest span can judge a model{changed}, fewer than "
             f"retrain.gate.min_users={least:,}: lower that, {change} "

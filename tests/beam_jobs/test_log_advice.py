@@ -361,7 +361,44 @@ def test_users_who_come_once_are_said(
     for part in ("validation", "test"):
         said = f"{20 - stay} of 20 users in the {part} split have no event before it, so {stay} are measured"
         assert (said in caplog.text) == is_said
-    assert ("not in a retrain, whose holdout is its newest span" in caplog.text) == is_said
+    assert ("as sessions do, set split.new_users=last_item" in caplog.text) == is_said
+    few = f"{stay} users are measured on the test split, too few"
+    assert few in caplog.text
+
+
+def test_with_new_users_everybody_is_measured(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [
+        f"{part}-{user},i{part * 7 + user + place},{part * 100 + place}"
+        for part in range(3)
+        for user in range(60)
+        for place in range(3)
+    ]
+    split = {"protocol": "time", "validation_start": 100, "test_start": 200, "new_users": "last_item"}
+    config = make_config(write_log(tmp_path / "log.csv", rows), split=split)
+    for job in (ingest, statistics, groups):
+        job.run(config, Workdir(tmp_path / "run"), "f")
+    counts = windows.run(config, Workdir(tmp_path / "run"), "f").counts
+    assert [counts[f"{part}_{what}"] for part in ("validation", "test") for what in ("users", "targets")] == [60] * 4
+    assert "no event before it" not in caplog.text
+    assert "too few" not in caplog.text
+
+
+@pytest.mark.parametrize(("longer", "is_said"), [(4, True), (12, False)])
+def test_short_histories_are_said(longer: int, is_said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of 40 users, all but some have one item: nothing is learnt from it, and the others alone are measured."""
+    rows = [
+        f"u{user},i{(user + place) % 9},{place}" for user in range(40) for place in range(4 if user < longer else 1)
+    ]
+    config = make_config(write_log(tmp_path / "log.csv", rows))
+    for job in (ingest, statistics, groups):
+        job.run(config, Workdir(tmp_path / "run"), "f")
+    # Each of the others has two of four items to train on; the first of these is history.
+    counts = windows.run(config, Workdir(tmp_path / "run"), "f").counts
+    assert (counts["lone_positives"], counts["train_positives"]) == (40 - longer, longer)
+    assert counts["users_without_targets"] == 40 - longer
+    said = f"of 40 positives in training, {40 - longer} are the only event of their user"
+    assert (said in caplog.text) == (40 - longer > 20)
+    assert (f"{longer} of 40 users are measured on the test split" in caplog.text) == is_said
 
 
 @pytest.mark.parametrize(("again", "are_said"), [(0, False), (1, False), (8, True)])

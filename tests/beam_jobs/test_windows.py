@@ -156,6 +156,37 @@ def test_evaluation_users_by_hand() -> None:
     assert (of_newcomers.num_users, of_newcomers.repeat_targets, of_newcomers.users_without_history) == (0, 0, 1)
 
 
+def test_users_who_come_once_are_measured_on_their_last_new_item_by_hand() -> None:
+    """As sessions are. Level 1 is a positive, level 0 context.
+
+    user 0: validation 4, 5, 4, 6, 5: the last that is new is 6.  user 1: trained on 1; validation 7, 8.
+    user 2: validation 7, context 9; test 8, 3: one item in validation says nothing, in the test split it is history.
+    user 3: validation 1, 1: nothing new comes after 1.  user 4: trained context 2; validation 3, 1, context 5.
+    """
+    users = np.repeat(np.arange(5), [5, 3, 4, 2, 4])
+    items = np.array([4, 5, 4, 6, 5, 1, 7, 8, 7, 9, 8, 3, 1, 1, 2, 3, 1, 5])
+    splits = np.array([1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 2, 2, 1, 1, 0, 1, 1, 1])
+    levels = np.array([1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 0, 1, 1, 0])
+    is_first = np.array([1, 1, 0, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1], bool)
+    events = BucketEvents(users, items, np.arange(18), levels, splits, np.arange(18), np.arange(5) + 1)
+    fields = (EvaluationField.HISTORY_ITEM_INDEX, EvaluationField.SEEN_ITEM_INDEX, EvaluationField.TARGET_ITEM_INDEX)
+
+    def rows(split: Split, drop_repeats: bool = True) -> tuple[dict[int, list[list[int]]], int]:
+        found = evaluation_records(events, is_first, 1, split, 9, drop_repeats, with_new_users=True)
+        ragged = [found.features[name] for name in fields]
+        parts = [np.split(one.values, np.cumsum(one.lengths)[:-1]) for one in ragged]
+        lists = [[part.tolist() for part in row] for row in zip(*parts, strict=True)]
+        return dict(zip(found.features[EvaluationField.USER_INDEX].values - 1, lists, strict=True)), (
+            found.users_without_history
+        )
+
+    returning, of_test = {1: [[1], [1], [7, 8]]}, {2: [[7, 9], [7], [8, 3]]}
+    new = {0: [[4, 5], [4, 5], [6]], 4: [[2, 3], [3], [1]]}
+    assert rows(Split.VALIDATION) == (returning | new, 2)
+    assert rows(Split.TEST) == (of_test, 0)
+    assert rows(Split.VALIDATION, drop_repeats=False)[0][0] == [[4, 5, 4], [4, 5], [6]]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Workdir]:
     folder = tmp_path_factory.mktemp("windows")

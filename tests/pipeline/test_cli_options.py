@@ -101,7 +101,7 @@ def test_a_file_in_a_directorys_place_is_said_in_a_line(arguments: list[str], tm
 def test_an_output_that_knows_no_more_than_ascii_loses_a_sign_and_no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """As under LC_ALL=C; the error would be a ValueError, so that a run that is done ended as bad input."""
     measured = {"recall_at_10": {"value": 0.5, "low": 0.25, "high": 0.75}}
-    show = click.Command("show", callback=lambda: Console().print(metrics_table({"modèle": measured})))
+    show = click.Command("show", callback=lambda: Console().print(metrics_table({"modèle": measured}, 9)))
     monkeypatch.setitem(main.commands, "show", show)
     done = CliRunner(charset="ascii").invoke(main, ["show"])
     assert done.exit_code == 0 and "|mod?le|.500 |" in done.stdout and "?.250" in done.stdout

@@ -49,9 +49,10 @@ def test_titles_and_labels_are_text_and_not_markup(tmp_path: Path) -> None:
 def test_an_interval_is_shown_as_half_its_width_and_shorter_lists_come_first() -> None:
     cell = {"value": 0.25, "low": 0.2, "high": 0.3}
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(metrics_table({"dnc": {f"recall_at_{k}": cell for k in (1000, 50, 500, 100)}}))
+    console.print(metrics_table({"dnc": {f"recall_at_{k}": cell for k in (1000, 50, 500, 100)}}, 1234))
     shown = console.export_text()
     assert shown.count("±.050") == 4
+    assert "1,234 test users" in shown
     places = [shown.index(f"R@{k} ") for k in (50, 100, 500, 1000)]
     assert places == sorted(places)
 
@@ -95,7 +96,7 @@ def test_a_new_evaluation_keeps_the_row_that_the_validation_measured(tmp_path: P
         with artifact.writing(folder, folder.name, "f") as writer:
             artifact.write_json(writer.path / name, {model: {"recall_at_10": {"value": 0.25, "low": 0.2, "high": 0.3}}})
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(metrics_table(join_metrics(workdir, served=True)))
+    console.print(metrics_table(join_metrics(workdir, served=True), 9))
     rows = [line.split() for line in console.export_text().splitlines()]
     assert [row[:2] for row in rows if len(row) > 1][-2:] == [[MAIN_MODEL, ".250"], [SERVED_MODEL, ".250"]]
     for served, models in (
