@@ -194,4 +194,5 @@ def _taken_as_they_are(
 
 def _counts(stage: Stage, config: Config, workdir: Workdir) -> str:
     counts = artifact.read_manifest(stage.outputs(config, workdir)[0]).counts
-    return f" ({', '.join(f'{value:,} {name}' for name, value in counts.items())})" if counts else ""
+    shown = ", ".join(f"{value:,} {name}" for name, value in counts.items() if value)
+    return f" ({shown})" if shown else ""

@@ -179,7 +179,8 @@ class _Trainer:
         if batch is None:
             raise ValueError("the training split has no windows: use a log of users with at least two events")
         self._take_snapshots(SNAPSHOTS_PER_EPOCH - snapshots)
-        if epoch == 0 and (steps := int(self.state.step.numpy())) < _FEW_STEPS:
+        is_first = epoch == 0 and self._config.warm_start is None  # a warm start has learnt most before
+        if is_first and (steps := int(self.state.step.numpy())) < _FEW_STEPS:
             log.warning(
                 "train %s: an epoch has only %d step(s), too few to learn much before a plateau: lower "
                 "training.batch_size=%d", self._name, steps, self._config.batch_size,

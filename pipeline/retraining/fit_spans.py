@@ -16,7 +16,6 @@ from pipeline.retraining.span_profile import (
     EarlierSpans,
     SpanProfile,
     forget_damaged,
-    kept_profiles,
     profile_span,
     refusals,
     require_tables_like_the_last,
@@ -59,6 +58,8 @@ def fit_spans(config: Config, store: Store, window: Sequence[Span]) -> FitSpans:
     used, rewritten, held = _last_judgement(config, store, window)
     left_out: dict[str, str] = {}
     refused: dict[str, str] = {}
+    doubtful: list[SpanProfile] = []
+    digests = {span.key: span.digest for span in window}
     for span in window:
         forget_damaged(store.span(span.key))
     if config.retrain.span.schema_of_last:
@@ -70,25 +71,29 @@ def fit_spans(config: Config, store: Store, window: Sequence[Span]) -> FitSpans:
             if not reasons:
                 with sign_of_life(f"span {span.key}"):
                     profile = _profile_of(config, store, span, before, is_used=span.key in used)
-                others = earlier
-                if span.key in used:
-                    others = EarlierSpans()
-                elif span.key in rewritten and len(profiles) < LEAST_EARLIER:
-                    later = [one for one in window if one.key in used and one.order > span.order]
-                    others = EarlierSpans([*profiles, *kept_profiles(store.span(one.key) for one in later)])
-                    notes += unchecked(span.key, len(others.events), config.retrain.window_spans)
+                others = EarlierSpans() if span.key in used else earlier
                 reasons = refusals(profile, others, config.retrain.span)
         except ValueError as error:
             reasons, is_read = [str(error)], isinstance(error, Differs)
         if not reasons:
+            if span.key in rewritten and len(profiles) < LEAST_EARLIER:
+                doubtful.append(profile)
             profiles.append(profile)
             earlier.add(profile)
         elif span is window[-1]:
             raise ValueError(f"span {span.key} is not fit to train on: {'; '.join(reasons)}")
         else:
             left_out[span.key] = "; ".join(reasons)
-            refused |= {span.key: span.digest} if is_read else {}
+            refused |= {span.key: digests[span.key]} if is_read else {}
             log.warning("span %s is left out: %s", span.key, left_out[span.key])
+    for profile in doubtful:
+        others = EarlierSpans(one for one in profiles[:-1] if one is not profile)
+        notes += unchecked(profile.key, len(others.events), config.retrain.window_spans)
+        if reasons := refusals(profile, others, config.retrain.span):
+            profiles.remove(profile)
+            left_out[profile.key] = "; ".join(reasons)
+            refused |= {profile.key: digests[profile.key]}
+            log.warning("span %s is left out: %s", profile.key, left_out[profile.key])
     if len(profiles) < 2:
         listing = "".join(f"\n  {key}: {reason}" for key, reason in left_out.items())
         raise ValueError(

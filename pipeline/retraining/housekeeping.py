@@ -42,9 +42,10 @@ def retain(config: Config, store: Store) -> None:
         gone = [_moved_away(base / str(version)) for version in older - kept for base in bases]
     for path in gone:
         shutil.rmtree(path, ignore_errors=True)
-    runs = {run.run_id for version in kept if (run := gone_on_from(store, version))}
+    records = all_records(store)
+    runs = {run.run_id for version in kept if (run := gone_on_from(records, version))}
     # The newest run stays, whatever its outcome: somebody will want to look at it, or have it judged again.
-    for record in all_records(store)[:-1]:
+    for record in records[:-1]:
         if record.run_id not in runs:
             _keep_only_record(store, record.run_id)
 
@@ -94,10 +95,11 @@ def _is_staged(path: Path) -> bool:
 
 
 def _holds_span(path: Path) -> bool:
-    """Whether a directory holds parts of an ingested span, whole or half written."""
+    """Whether a directory holds parts of an ingested span, whole or half written, or nothing, as of a refused one."""
     parts = SpanParts(path)
     names = {part.name for part in (parts.events.path, parts.profile, parts.cooccurrences)}
-    return any((staging_of(part.name) or part.name) in names for part in path.iterdir())
+    found = list(path.iterdir())
+    return not found or any((staging_of(part.name) or part.name) in names for part in found)
 
 
 def _delete_half_written(store: Store) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ def _new_plan(
     stable: int | None,
     versions: list[int],
 ) -> Plan:
-    parent = gone_on_from(store, stable) if stable else None
+    parent = gone_on_from(all_records(store), stable) if stable else None
     warm, notes = _may_start_warm(config, store, parent)
     if stable and (parent is None or parent.version != stable):
         served = f"version {stable} is served, but no run of this store made it"
@@ -163,6 +163,7 @@ def _new_plan(
             f"canary; to end that, run dnc rollback -s STORE {versions[-1]}"
         )
     notes += _learnt_anew(config, spans[:-1], parent) if parent else []
+    notes += _shrunk(config, {*left_out, *(span.key for span in spans)}, parent) if parent else []
     notes += no_longer_exported(store, config.serving)
     return Plan(
         run_id=run_id,
@@ -180,12 +181,12 @@ def _new_plan(
     )
 
 
-def gone_on_from(store: Store, version: int) -> Record | None:
+def gone_on_from(records: Iterable[Record], version: int) -> Record | None:
     """The run that the next one continues from if a version is served: the run that made it.
 
     For a version that no run made, such as one that `dnc index` made from a run, it is that of the last one before it.
     """
-    made = [record for record in all_records(store) if record.version and record.version <= version]
+    made = [record for record in records if record.version and record.version <= version]
     return max(made, key=lambda record: record.version or 0, default=None)
 
 
@@ -248,6 +249,20 @@ def _learnt_anew(config: Config, spans: Sequence[SpanStart], earlier: Record) ->
     again = [span.key for span in spans if known.get(span.key, span.files) != span.files]
     what = f"rewritten or moved since version {earlier.version} learnt from them, so new to this run"
     return [f"{what}: {', '.join(again)}"] if again else []
+
+
+def _shrunk(config: Config, window: set[str], earlier: Record) -> list[str]:
+    """A note if the log no longer fills the window: models that learn from ever less are seldom meant.
+
+    `window`: keys of the spans that the log has.
+    """
+    lost = [span["key"] for span in earlier.spans if span["key"] not in window]
+    if not lost or len(window) >= config.retrain.window_spans:
+        return []
+    return [
+        f"the log holds {len(window)} of retrain.window_spans={config.retrain.window_spans} spans, and no longer "
+        f"{', '.join(lost)}, which version {earlier.version} had: keep the files longer, or lower retrain.window_spans"
+    ]
 
 
 def _first_new(config: Config, spans: Sequence[SpanStart], earlier: Record) -> int | None:

@@ -99,12 +99,6 @@ def starts(profiles: Sequence[SpanProfile]) -> list[int]:
     return found
 
 
-def kept_profiles(spans: Iterable[SpanParts]) -> list[SpanProfile]:
-    """The profiles that earlier runs left of some spans, even if other code has measured them."""
-    kept = [(parts, artifact.find_manifest(parts.profile)) for parts in spans]
-    return [SpanProfile(items=str(parts.items), **manifest.details) for parts, manifest in kept if manifest]
-
-
 def forget_damaged(parts: SpanParts) -> None:
     """Forgets those artifacts of a span that have a missing or truncated file: the log still has the events."""
     for path in (parts.events.path, parts.profile, parts.cooccurrences):

@@ -177,6 +177,21 @@ def test_the_windows_first_span_is_compared_with_later_ones_once_it_is_rewritten
     assert "on items that are new to the window" in all_records(calls.store)[-1].left_out[DAYS[0]]
 
 
+def test_of_a_log_that_is_rewritten_as_a_whole_every_span_is_compared_with_others(
+    used: Callable[..., Spans], calls: Calls, log: list[Path]
+) -> None:
+    """As a job does that writes the whole log anew each day: the spans after the first three are new, too."""
+    wide, allowed = "retrain.window_spans=6", "retrain.span.schema_of_last=false"
+    assert used(4, wide) == (DAYS[:5], [])
+    for path in log:
+        pq.write_table(pq.read_table(path), path, compression="gzip")
+    rename(log[1], "item_id")
+    assert used(5, wide, allowed) == ([DAYS[0], *DAYS[2:]], [DAYS[1]])
+    record = all_records(calls.store)[-1]
+    assert "on items that are new to the window" in record.left_out[DAYS[1]]
+    assert [note for note in record.notes if "max_new_item_share" in note] == []
+
+
 def test_a_rewritten_span_with_few_others_is_used_and_the_record_says_so(
     used: Callable[..., Spans], calls: Calls, log: list[Path]
 ) -> None:

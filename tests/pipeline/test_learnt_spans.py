@@ -9,7 +9,7 @@ from contracts.config_io import load_config
 from contracts.store_layout import Store
 from pipeline.retraining.plan import SpanStart, make_plan, run_config
 from pipeline.retraining.records import read_record, write_record
-from tests.pipeline.test_plan import CONFIG, SPANS, pushed
+from tests.pipeline.test_plan import CONFIG, SPANS, pushed, with_key
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ LEARNT: dict[str, tuple[list[SpanStart], list[SpanStart], int | None]] = {
 def test_a_warm_start_learns_what_its_parent_has_not_seen(store: Store, name: str) -> None:
     before, now, new = LEARNT[name]
     pushed(store, 1, spans=before)
-    plan = make_plan(CONFIG, store, "new", now, {})
+    plan = make_plan(with_key("retrain.window_spans=2"), store, "new", now, {})  # today's spans are all of the window
     assert (plan.news_start, plan.since) == (new, new)
     again = "rewritten or moved since version 1 learnt from them, so new to this run: 3"
     assert plan.notes == ([again] if name == "late data" else [])
@@ -45,6 +45,25 @@ def test_a_warm_start_learns_what_its_parent_has_not_seen(store: Store, name: st
     cold = load_config(None, ["retrain.warm_start=false"])
     plan = make_plan(cold, store, "cold", now, {})
     assert (plan.news_start, plan.since) == (new, None)
+
+
+@pytest.mark.parametrize(
+    ("now", "window_spans", "is_noted"),
+    [(SPANS[2:], 5, True), (SPANS[2:], 4, False), (SPANS, 7, False), (SPANS[1:], 5, False)],
+    ids=["lost", "moved on", "not yet full", "full"],
+)
+def test_a_window_that_the_log_no_longer_fills_is_noted(
+    store: Store, now: list[SpanStart], window_spans: int, is_noted: bool
+) -> None:
+    """Of a log that keeps too few days, each model would learn from fewer than the config says."""
+    pushed(store, 1, spans=SPANS[:5])
+    config = load_config(None, [f"retrain.window_spans={window_spans}"])
+    # One that is left out is in the log nonetheless.
+    plan = make_plan(config, store, "new", [*now[:1], *now[2:]], {now[1].key: "malformed"})
+    said = [note for note in plan.notes if note.startswith("the log holds 4 of retrain.window_spans=5 spans, and no")]
+    assert len(said) == is_noted
+    assert all("no longer 1, 2, which version 1 had" in note for note in said)
+    assert len([note for note in plan.notes if "retrain.window_spans" in note]) == is_noted
 
 
 LEVELS = ["data.columns.event=event", "data.feedback.levels=[exposure, click, purchase]"]
