@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from sklearn.linear_model import Ridge
+from sklearn.metrics.pairwise import cosine_similarity
 
 from contracts.artifact import read_manifest
 from contracts.layout import Workdir
@@ -32,21 +33,29 @@ def dense() -> np.ndarray:
 
 
 @pytest.mark.parametrize("bound", [{"_NEIGHBORS": 3}, {"_MOST_SIMILARITIES": 4 * NUM_ITEMS - 1}])
-def test_knn_is_the_cosine_with_the_nearest_others(
+def test_knn_weighs_the_nearest_others_by_the_users_in_common(
     bound: dict[str, int], dense: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With three neighbours, of each item or as the large catalogue's memory allows."""
     for name, value in bound.items():
         monkeypatch.setattr(linear_baselines, name, value)
     monkeypatch.setattr(linear_baselines, "_VALUES_AT_ONCE", 5 * NUM_ITEMS)  # parts of 5, 5 and 2 items
-    found = next(knn_models(sp.csr_matrix(dense))).weights.toarray()
-    for item in range(NUM_ITEMS):
-        norms = np.linalg.norm(dense, axis=0) * np.linalg.norm(dense[:, item])
-        cosine = dense.T @ dense[:, item] / np.maximum(norms, 1e-9)
-        cosine[item] = 0
-        least = np.sort(cosine)[-3]
-        np.testing.assert_allclose(found[item], np.where(cosine >= least, cosine, 0), atol=1e-6)
-        assert np.count_nonzero(found[item]) == (3 if item < NUM_ITEMS - 1 else 0)
+    count = dense.sum(axis=0)
+    expected = {
+        (0.5, 0.0): lambda item: cosine_similarity(dense.T)[item],
+        (0.5, 100.0): lambda item: dense[:, item] @ dense / (np.sqrt(count[item] * count) + 100),
+        (1.0, 100.0): lambda item: dense[:, item] @ dense / (count[item] + 100),
+    }
+    models = list(knn_models(sp.csr_matrix(dense)))
+    assert [tuple(model.settings.values()) for model in models] == [key for key in expected for _ in range(4)]
+    assert [model.half_life for model in models] == [None, 8, 4, 2] * 3
+    for model, item in itertools.product(models, range(NUM_ITEMS)):
+        found, similarity = model.weights.toarray()[item], expected[tuple(model.settings.values())](item)
+        similarity[item] = 0
+        assert np.count_nonzero(found) == (3 if item < NUM_ITEMS - 1 else 0)
+        nearest = np.flatnonzero(found)
+        np.testing.assert_allclose(found[nearest], similarity[nearest], rtol=1e-5)
+        np.testing.assert_allclose(np.sort(found)[-3:], np.sort(similarity)[-3:], rtol=1e-5)  # others may be as near
 
 
 def test_the_cosine_of_very_many_users_is_that_of_their_counts() -> None:
@@ -60,7 +69,7 @@ def test_the_cosine_of_very_many_users_is_that_of_their_counts() -> None:
 
 def test_ease_predicts_each_item_from_the_others_by_ridge_regression(dense: np.ndarray) -> None:
     """Its closed form is one regression an item, each without the item itself (Steck, WWW 2019)."""
-    by_penalty = {model.penalty: model.weights for model in ease_models(sp.csr_matrix(dense))}
+    by_penalty = {model.settings["penalty"]: model.weights for model in ease_models(sp.csr_matrix(dense))}
     assert list(by_penalty) == [10, 100, 1000]
     for (penalty, weights), item in itertools.product(by_penalty.items(), range(NUM_ITEMS)):
         others = np.arange(NUM_ITEMS) != item
@@ -76,17 +85,19 @@ def test_a_penalty_counts_beside_the_counts_of_very_many_users() -> None:
     """
     users = 2.0**28
     models = list(ease_models(sp.csr_matrix(np.full((1, 2), users**0.5, np.float32))))
-    assert {model.penalty for model in models} == {10, 100, 1000}
+    assert {model.settings["penalty"] for model in models} == {10, 100, 1000}
     for model in models:
         assert model.weights.dtype == np.float32
-        np.testing.assert_allclose(model.weights, (1 - np.eye(2)) * users / (users + model.penalty), rtol=1e-6)
+        np.testing.assert_allclose(
+            model.weights, (1 - np.eye(2)) * users / (users + model.settings["penalty"]), rtol=1e-6
+        )
 
 
 def test_ease_counts_beyond_what_float32_does() -> None:
     """An entry of 2^12 stands for 2^24 users: those that are counted after them count, too."""
     rows, more = np.array([[2**12, 1]]), np.tile([[1, 0]], (1000, 1))
     for model in ease_models(sp.csr_matrix(np.concatenate([rows, more]).astype(np.float32))):
-        assert model.weights[0, 1] == pytest.approx(2**12 / (2**24 + 1000 + model.penalty), rel=1e-6)
+        assert model.weights[0, 1] == pytest.approx(2**12 / (2**24 + 1000 + model.settings["penalty"]), rel=1e-6)
 
 
 def test_ease_knows_the_most_popular_items_of_a_large_catalogue(
@@ -106,9 +117,9 @@ def test_older_items_count_less_and_context_nothing() -> None:
     """A history of items 1, 2 and 3, of which 2 is below the target level; weights tell each item's own score."""
     users = EvaluationUsers(np.arange(1), of_rows([[1, -2, 3]]), of_rows([[1, 3, 4]]), of_rows([[5]]), np.zeros(1))
     weights = sp.csr_matrix(np.eye(5, dtype=np.float32))
-    seen = LinearModel(weights, None)._taken(users, 5).toarray()
+    seen = LinearModel(weights, None, {})._taken(users, 5).toarray()
     assert seen.tolist() == [[1, 0, 1, 1, 0]]
-    recent = LinearModel(weights, 2.0)._taken(users, 5).toarray()
+    recent = LinearModel(weights, 2.0, {})._taken(users, 5).toarray()
     assert recent.tolist() == [[0.5, 0, 1, 0, 0]]
 
 
@@ -116,7 +127,7 @@ def test_equal_scores_are_by_popularity() -> None:
     users = EvaluationUsers(np.arange(2), of_rows([[2], []]), of_rows([[2], []]), of_rows([[1], [1]]), np.zeros(2))
     weights = np.zeros((4, 4), np.float32)
     weights[1, 3] = 1
-    lists = LinearModel(weights, None).lists(users, 5, 9)
+    lists = LinearModel(weights, None, {}).lists(users, 5, 9)
     assert lists.tolist() == [[4, 1, 3, 5, 0], [1, 2, 3, 4, 5]]
 
 
