@@ -315,14 +315,15 @@ def test_the_models_choice_term_is_that_of_numpy(tmp_path: Path) -> None:
 
 
 def test_the_models_binary_term_is_that_of_numpy(workdir: Workdir) -> None:
-    """gBCE of rate a = 3 / 59 and t = .7; uniform negatives that the window holds are none."""
+    """gBCE of rate a = 3 / 59 and t = .7; uniform negatives that the user has, in the window or before it, are none."""
     loss = {"binary_weight": 1.0, "binary_negatives": 3, "binary_calibration": 0.7}
     config = small_config(model={"dropout": 0.0, "conditioning": "multiply"}, training={"loss": loss})
     catalogue = Catalogue.load(workdir)
     model = perturbed(TwoTowerModel(config, catalogue))
     batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
+    batch = batch._replace(earlier_items=np.random.default_rng(0).integers(0, 61, (len(batch.item_index), 20)))
     encoded = Encoded.of(model, batch)
-    drawn = drawn_by(model, catalogue, batch, encoded, 3)
+    drawn = drawn_by(model, batch, encoded, 3)
     assert (drawn == 0).any()
     items = model.candidate_embeddings(tf.range(catalogue.num_items + 1)).numpy()
     beta, expected = 3 / 59 * (0.7 * (1 - 59 / 3) + 59 / 3), []
@@ -350,11 +351,12 @@ def test_the_models_hierarchy_term_is_that_of_numpy(workdir: Workdir) -> None:
     item_index = np.where((third > 0) & (np.arange(shape[1]) == 0), third, batch.item_index)
     batch = batch._replace(
         item_index=item_index,
+        earlier_items=rng.integers(0, catalogue.num_items + 1, (shape[0], 20)),
         feedback_level=rng.integers(1, 3, shape) * (item_index > 0),
         exposed_negatives=rng.integers(1, catalogue.num_items + 1, (*shape, 2)) * rng.integers(0, 2, (*shape, 2)),
     )
     encoded = Encoded.of(model, batch)
-    drawn = drawn_by(model, catalogue, batch, encoded, 2)
+    drawn = drawn_by(model, batch, encoded, 2)
     items = model.candidate_embeddings(tf.range(catalogue.num_items + 1)).numpy()
     expected = []
     for (row, position), target, queries, negatives in zip(
@@ -375,13 +377,11 @@ def test_the_models_hierarchy_term_is_that_of_numpy(workdir: Workdir) -> None:
     assert float(model.loss_terms(batch, training=False)["hierarchy"]) == pytest.approx(np.mean(expected), rel=1e-4)
 
 
-def drawn_by(
-    model: TwoTowerModel, catalogue: Catalogue, batch: WindowBatch, encoded: Encoded, number: int
-) -> np.ndarray:
+def drawn_by(model: TwoTowerModel, batch: WindowBatch, encoded: Encoded, number: int) -> np.ndarray:
     """The uniform negatives of each positive that the model is about to draw."""
     state = model.generator.state.numpy()
-    own = tf.constant(batch.item_index[encoded.places[:, 0]])
-    drawn = uniform_unseen(model.generator, catalogue.num_items, own, number).numpy()
+    own = tf.constant(np.concatenate([batch.item_index, batch.earlier_items], 1)[encoded.places[:, 0]])
+    drawn = uniform_unseen(model.generator, model._num_items, own, number).numpy()
     model.generator.reset(state)
     return drawn
 

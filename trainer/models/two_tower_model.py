@@ -211,16 +211,21 @@ class TwoTowerModel(tfrs.Model):
     def _binary_term(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, heads: tf.Tensor) -> tf.Tensor:
         """Binary cross-entropy of <e, v> for each positive and uniform negatives drawn for it alone."""
         number = self._loss_config.binary_negatives
-        negative = uniform_unseen(self.generator, self._num_items, tf.gather(batch.item_index, place[:, 0]), number)
+        negative = self._unseen(batch, place, number)
         logits = self._scores_of(tf.concat([target[:, None], negative], axis=1), heads)
         exponent = gbce_exponent(number, self._num_items, self._loss_config.binary_calibration)
         return mean_over_replicas(binary_loss(logits[:, 0], logits[:, 1:], negative == PADDING_INDEX, exponent))
+
+    def _unseen(self, batch: WindowBatch, place: tf.Tensor, number: int) -> tf.Tensor:
+        """int64 [num_positives, number], uniform draws that are in neither the window nor its user's earlier items."""
+        seen = tf.gather(tf.concat([batch.item_index, batch.earlier_items], 1), place[:, 0])
+        return uniform_unseen(self.generator, self._num_items, seen, number)
 
     def _hierarchy_term(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, heads: tf.Tensor) -> tf.Tensor:
         """Ranks each positive and its exposed negatives above items of lower levels: the window's, exposed, random."""
         window, exposed = place[:, 0], tf.gather_nd(batch.exposed_negatives, place)
         others = tf.gather(batch.item_index, window)  # the target among them, never below itself
-        drawn = uniform_unseen(self.generator, self._num_items, others, self._loss_config.hierarchy_random)
+        drawn = self._unseen(batch, place, self._loss_config.hierarchy_random)
         item_level = highest_levels(batch.item_index, tf.cast(batch.feedback_level, tf.int32))
         levels = [
             tf.gather_nd(item_level, place)[:, None],
