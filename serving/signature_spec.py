@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from contracts.names import Request
+from contracts.names import MERGES, Request
 
 Arrays = dict[str, np.ndarray]
 
@@ -78,10 +78,12 @@ class SignatureSpec:
         An input of one row applies to all rows of the request, as in the graph.
 
         Raises:
-            ValueError: an input is unknown or missing, or has the wrong dtype or shape.
+            ValueError: an input is unknown or missing, or has the wrong dtype or shape, or there is no such merge.
         """
         self.require_known(given)
         values = {name: _checked(self.inputs[name], value) for name, value in given.items()}
+        if self.lists and Request.MERGE in values:
+            _require_merges(values[Request.MERGE])
         rows = _rows(values)
         completed = {}
         for name, spec in self.inputs.items():
@@ -124,6 +126,13 @@ def _input(name: str, info: Any, defaults: Mapping[str, Any]) -> Input:
         padding = b"" if dtype == tf.string else dtype.as_numpy_dtype(0)
     shape = tuple(None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim)
     return Input(name, info.name, dtype, shape, default, padding)
+
+
+def _require_merges(merge: np.ndarray) -> None:
+    """Refuses a misspelt one: the graph, which must not fail other callers' rows, would answer with an empty list."""
+    for unknown in set(merge.tolist()) - {b"", *(name.encode() for name in MERGES)}:
+        found = unknown.decode(errors="replace")
+        raise ValueError(f"input {Request.MERGE!r} must be one of {', '.join(MERGES)}; got {found!r}")
 
 
 def _rows(given: Mapping[str, np.ndarray]) -> int:

@@ -13,7 +13,7 @@ import tenacity
 import tensorflow as tf
 from grpc import ChannelCredentials
 
-from contracts.names import MERGES, Request, Response, Signature
+from contracts.names import Request, Response, Signature
 from serving.client.grpc_transport import GrpcTransport
 from serving.client.rest_transport import RestTransport
 from serving.client.transport import Code, RetrievalError, Target, Transport
@@ -280,8 +280,6 @@ def _as_read(spec: SignatureSpec, given: Mapping[str, Any]) -> Mapping[str, Any]
 def _arrays(spec: SignatureSpec, given: Mapping[str, Any], rows: int) -> Arrays:
     spec.require_known(given)
     inputs = {name: _array(spec.inputs[name], value, rows) for name, value in given.items() if value is not None}
-    for merge in set(inputs.get(Request.MERGE, ())) - {b"", *(merge.encode() for merge in MERGES)}:
-        raise ValueError(f"input {Request.MERGE!r} must be one of {', '.join(MERGES)}; got {merge.decode()!r}")
     return spec.complete(inputs)[0]
 
 

@@ -145,7 +145,9 @@ def _array(spec: Input, value: Any, max_elements: int) -> np.ndarray:
             raise invalid(f"input {spec.name!r} must be a list nested {rank} deep, but is nested {depth} deep")
         sizes = {len(leaf) for leaf in leaves}
         if len(sizes) > 1:
-            raise invalid(f"input {spec.name!r} has lists of {min(sizes)} and {max(sizes)} values; pad the shorter")
+            padding = repr(spec.padding.decode()) if isinstance(spec.padding, bytes) else spec.padding
+            few, many = min(sizes), max(sizes)
+            raise invalid(f"input {spec.name!r} has lists of {few} and {many} values; pad the shorter with {padding}")
         shape.append(sizes.pop() if sizes else spec.shape[depth] or 0)  # without rows, the columns are unknown
         if (size := len(leaves) * shape[-1]) > max_elements:
             raise invalid(f"input {spec.name!r} has {size} values, more than max_batch_elements={max_elements}")

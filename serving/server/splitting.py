@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from contracts.names import MERGES, Request
+from contracts.names import Request
 from serving.signature_spec import Arrays, SignatureSpec
-
-_MERGES = {b"", *(merge.encode() for merge in MERGES)}
 
 
 def split(
@@ -38,6 +36,5 @@ def _own_width(request: Arrays, default_width: int) -> int:
 
     The graph takes a request without rows as one row of defaults (`serving.graph.graph_inputs`).
     """
-    rows = zip(request[Request.NUM_CANDIDATES].tolist(), request[Request.MERGE].tolist(), strict=True)
-    widths = [0 if merge not in _MERGES else wanted if wanted > 0 else default_width for wanted, merge in rows]
-    return max(widths, default=default_width)
+    wanted = [number if number > 0 else default_width for number in request[Request.NUM_CANDIDATES].tolist()]
+    return max(wanted, default=default_width)

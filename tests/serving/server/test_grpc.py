@@ -140,6 +140,7 @@ REFUSED = {
     "wrong dtype": ({**HISTORY, "alpha": [1]}, {}, Code.INVALID_ARGUMENT, "'alpha' must be float32"),
     "wrong rank": ({Request.HISTORY: ["i1"]}, {}, Code.INVALID_ARGUMENT, "'history' must be string"),
     "scalar": ({**HISTORY, "alpha": 1.0}, {}, Code.INVALID_ARGUMENT, "'alpha' must be float32"),
+    "misspelt merge": ({**HISTORY, "merge": ["avarage"]}, {}, Code.INVALID_ARGUMENT, "'merge' must be one of quota"),
     "rows differ": (
         {Request.HISTORY: [["i1"]] * 3, "alpha": [1.0, 2.0]},
         {},

@@ -33,8 +33,7 @@ REQUESTS = {
     "fewer in one row than in the other": asked(["i5"], num_candidates=[2, 7]),
     "the default in one row": asked(["i5"], num_candidates=[2, 0]),
     "more than there may be": asked(["i6"], num_candidates=[10**6]),
-    "a merge that there is not": asked(["i6"], merge=[b"avarage"]),
-    "one in one row": asked(["i6"], merge=[b"avarage", b"quota"], num_candidates=[90, 4]),
+    "merges by name and by default": asked(["i6"], merge=[b"", b"round_robin"], num_candidates=[90, 4]),
     "no rows": {Request.HISTORY: np.full([0, 2], b"", object)},
 }
 
