@@ -60,7 +60,7 @@ class TrainingProgress:
         self._progress.stop()
 
     def update(self, loss: float, seen: int, seconds: float) -> None:
-        """Shows a step's loss; `seen` positives of the epoch took `seconds`."""
+        """Shows the epoch's mean loss so far; its `seen` positives took `seconds`."""
         share = min(seen / self._positives, 1.0)
         self._cost = f"loss {loss:.4f}  {seen / seconds:,.0f} positives/s"
         self._progress.update(self._task, completed=self._epoch + share)

@@ -175,7 +175,7 @@ class _Trainer:
             snapshots = due
             for key, value in terms.items():
                 sums[key] = sums.get(key, 0.0) + value * count
-            progress.update(terms["loss"], positives, time.monotonic() - started)
+            progress.update(sums["loss"] / positives, positives, time.monotonic() - started)
         if batch is None:
             raise ValueError("the training split has no windows: use a log of users with at least two events")
         self._take_snapshots(SNAPSHOTS_PER_EPOCH - snapshots)

@@ -70,13 +70,15 @@ def _warn_of_what_is_left_out(config: Config, totals: Counts, items: int) -> Non
     remedy = "hold out less (split.protocol=time with later starts; in a retrain, shorter spans), and retrain as often"
     # If positives are few, another warning says what to do.
     advice = "" if are_few else f". If items are that short-lived, {remedy}"
+    placed = "only data.item_features places them"
+    if config.data.item_features is None:
+        placed = "nothing tells where they belong, as data.item_features is not set"
     for split in ("validation", "test"):
         targets, cold = totals[f"{split}_targets"], totals[f"{split}_cold_targets"]
         if cold > _MANY * targets:
             log.warning(
-                "windows: %s of %s targets in the %s split are items without %s, which only data.item_features "
-                "places; lists keep places for them if that pays (serving.exploration_share)%s",
-                f"{cold:,}", f"{targets:,}", split, lacking, advice,
+                "windows: %s of %s targets in the %s split are items without %s (%s); lists keep places for them if "
+                "that pays (serving.exploration_share)%s", f"{cold:,}", f"{targets:,}", split, lacking, placed, advice,
             )  # fmt: skip
     if repeats > _MANY * (repeats + learnt):
         log.warning(
@@ -117,7 +119,7 @@ def _warn_of_unmeasured_users(config: Config, split: str, totals: Counts, num_us
     if measured < _FEW_USERS:
         log.warning(
             "windows: %s users are measured on the %s split, too few to tell a good model from a bad one: hold out "
-            "more (section split), or use a longer log", f"{measured:,}", split,
+            "more (section split; in a retrain, longer spans), or use a longer log", f"{measured:,}", split,
         )  # fmt: skip
     if repeating > _MANY * (measured + repeating):
         log.warning(

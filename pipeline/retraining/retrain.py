@@ -138,7 +138,13 @@ def _result(record: Record, seconds: dict[str, float]) -> Result:
     """The result of a finished run; `seconds` are those of the stages that this call ran."""
     # Records left over from older code say nothing about it.
     catch_up = {key: record.catch_up[key] for key in ("is_pushed", "why_not")} if record.catch_up else {}
-    details = {"stages": seconds, "metrics": record.metrics, "catch_up": catch_up, "notes": record.notes}
+    details = {
+        "stages": seconds,
+        "metrics": record.metrics,
+        "catch_up": catch_up,
+        "left_out": record.left_out,
+        "notes": record.notes,
+    }
     reasons = record.gate["reasons"]
     return Result(record.outcome, record.run_id, record.version, record.label, reasons=reasons, details=details)
 

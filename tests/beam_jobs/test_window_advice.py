@@ -28,6 +28,7 @@ def test_targets_that_training_never_saw_are_said(
     assert (counts["validation_targets"], counts["validation_cold_targets"]) == (len(validation), cold)
     said = f"{cold} of {len(validation)} targets in the validation split are items without training events"
     assert (said in caplog.text, "without training events" in caplog.text) == (are_said, are_said)
+    assert ("nothing tells where they belong, as data.item_features is not set" in caplog.text) == are_said
 
 
 @pytest.mark.parametrize(("stay", "is_said"), [(2, True), (9, True), (11, False), (20, False)])

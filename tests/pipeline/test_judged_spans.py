@@ -62,6 +62,7 @@ def used(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spans]:
             return [], []
         record = all_records(calls.store)[-1]
         assert record.run_id == outcome["run_id"], outcome
+        assert record.left_out == outcome["details"]["left_out"]
         return [span["key"] for span in record.spans], list(record.left_out)
 
     return call

@@ -142,7 +142,8 @@ def test_without_a_terminal_progress_is_lines_of_the_log(
     said = [record for record in caplog.records if record.message.startswith("train lines: ")]
     assert "an epoch has only 6 step(s), too few" in next(one.message for one in said if one.name == "trainer.train")
     lines = [one.message for one in said if one.name == "trainer.progress"]
-    assert "epoch 1 of 2, 100%  loss" in lines[len(lines) // 2 - 1]
+    [first, _] = json.loads(workdir.model("lines").history.read_text())
+    assert f"epoch 1 of 2, 100%  loss {first['loss']:.4f}  " in lines[len(lines) // 2 - 1]  # the epoch's, not a step's
     assert "epoch 2 of 2, 100%  recall@" in lines[-2]
     assert "ended after epoch 2 of 2  recall@" in lines[-1]
     # No bar's last state, cut at 80 columns; a log's lines begin with their time.
