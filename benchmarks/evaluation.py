@@ -30,7 +30,7 @@ from contracts.storage import write_text
 from pipeline.benchmark_table import json_output, machine
 from trainer.catalogue import Catalogue
 from trainer.evaluation.metric_names import recall_name
-from trainer.evaluation.metrics import hits, recall_at_k, recall_of_places
+from trainer.evaluation.metrics import hits, recall_at_k, recall_of_ranks
 from trainer.evaluation.ranking import ExactRanking
 from trainer.input.evaluation_users import EvaluationUsers
 from trainer.input.ragged import Ragged
@@ -68,8 +68,8 @@ def ragged(rows: np.ndarray) -> Ragged:
 
 
 def ours(model: GivenVectors, catalogue: Catalogue, users: EvaluationUsers) -> dict[str, float]:
-    places = ExactRanking(model, catalogue, users).target_places()
-    return {recall_name(k): float(recall_of_places(places, users.targets, k).mean()) for k in KS}
+    ranks = ExactRanking(model, catalogue, users).target_ranks()
+    return {recall_name(k): float(recall_of_ranks(ranks, users.targets, k).mean()) for k in KS}
 
 
 def our_lists(model: GivenVectors, catalogue: Catalogue, users: EvaluationUsers) -> dict[str, float]:

@@ -21,7 +21,7 @@ from contracts.names import Split
 from contracts.storage import write_whole
 from trainer.catalogue import Catalogue
 from trainer.evaluation.exploration_share import EXPLORATION_SHARE, measure_exploration_share
-from trainer.evaluation.metrics import monitored_k, ndcg_of_places, recall_of_places
+from trainer.evaluation.metrics import monitored_k, ndcg_of_ranks, recall_of_ranks
 from trainer.evaluation.ranking import ExactRanking
 from trainer.input.evaluation_users import EvaluationUsers
 from trainer.input.training_windows import TrainingWindows, WindowBatch
@@ -228,10 +228,10 @@ class _Trainer:
     def _validate(self) -> dict[str, float]:
         targets = self._validation.targets
         with self.state.average.in_place():
-            places = ExactRanking(self._model, self._catalogue, self._validation).target_places()
+            ranks = ExactRanking(self._model, self._catalogue, self._validation).target_ranks()
         return {
-            "validation_recall": float(recall_of_places(places, targets, self._k).mean()),
-            "validation_ndcg": float(ndcg_of_places(places, targets).mean()),
+            "validation_recall": float(recall_of_ranks(ranks, targets, self._k).mean()),
+            "validation_ndcg": float(ndcg_of_ranks(ranks, targets).mean()),
         }
 
     def _require_finite(self, terms: dict[str, float], batch: WindowBatch) -> None:

@@ -54,8 +54,8 @@ class GateConfig(Section):
     k: int = Field(
         100,
         ge=1,
-        description="length of the lists that are compared; the gate refuses any model if they hold more than four "
-        "fifths of what a user has not seen, as in a small catalogue: a tenth or less tells models apart",
+        description="length of the lists that are compared; best below a tenth of the catalogue: longer ones hardly "
+        "tell models apart, and the gate refuses all models if they hold over four fifths of what a user has not seen",
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="one-sided confidence level of the paired bootstrap")
     bootstrap_samples: int = Field(1000, ge=100, description="resamples of the holdout's users")
@@ -63,7 +63,8 @@ class GateConfig(Section):
         0.05,
         gt=0,
         lt=1,
-        description="the gate must be able to rule out a fall of recall by this share of the served model's",
+        description="a model is pushed only if, at this confidence, its recall is not lower than the served model's by "
+        "this share or more",
     )
     max_gain: float = Field(
         2.0, gt=1, description="largest recall, in units of the served model's; more counts as a leak"

@@ -50,14 +50,12 @@ class WindowsConfig(Section):
         "the average user's, at least 1000, so that a few users with most of the log do not decide what "
         "is learnt",
     )
-    resamples: int = Field(
-        1, ge=1, description="R, number of independent draws of negatives; epoch e trains on draw e modulo R"
-    )
+    resamples: int = Field(1, ge=1, description="R, number of independent sets of negatives, which epochs take in turn")
     since: int | None = Field(
         None,
-        description="microseconds since the epoch: only windows that reach this time are written; earlier events are "
-        "context, not targets (an event that is the only context of its window still trains the query of "
-        "an empty history)",
+        description="microseconds since the epoch: only targets from this time on are trained on, and only windows "
+        "that hold one are written; earlier events are their history (an earlier event that is all of a window's "
+        "history is still predicted, from an empty one)",
     )
 
     @model_validator(mode="after")

@@ -16,9 +16,9 @@ from trainer.evaluation.metrics import (
     metrics_from_lists,
     monitored_k,
     ndcg_at_k,
-    ndcg_of_places,
+    ndcg_of_ranks,
     recall_at_k,
-    recall_of_places,
+    recall_of_ranks,
     target_recall,
 )
 from trainer.input.ragged import Ragged
@@ -153,9 +153,9 @@ def test_early_stopping_watches_lists_that_hold_little_of_the_catalogue(num_item
 
 def test_places_of_users_with_more_and_fewer_targets() -> None:
     """The first user has one target, in the first place; the second has three, in the first three."""
-    targets, places = Ragged(np.array([1, 2, 3, 4]), np.array([0, 1, 4])), np.array([0, 0, 1, 2])
-    assert recall_of_places(places, targets, 10).tolist() == [1, 1]
-    assert recall_of_places(places, targets, 2).tolist() == [1, 1]  # two of at most two
-    np.testing.assert_allclose(ndcg_of_places(places, targets), [1, 1])
+    targets, ranks = Ragged(np.array([1, 2, 3, 4]), np.array([0, 1, 4])), np.array([0, 0, 1, 2])
+    assert recall_of_ranks(ranks, targets, 10).tolist() == [1, 1]
+    assert recall_of_ranks(ranks, targets, 2).tolist() == [1, 1]  # two of at most two
+    np.testing.assert_allclose(ndcg_of_ranks(ranks, targets), [1, 1])
     later = np.array([1, 0, 1, 2])  # 1 / log2(3)
-    np.testing.assert_allclose(ndcg_of_places(later, targets), [1 / np.log2(3), 1])
+    np.testing.assert_allclose(ndcg_of_ranks(later, targets), [1 / np.log2(3), 1])

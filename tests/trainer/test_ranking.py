@@ -16,7 +16,7 @@ from tests.trainer.artifacts import of_rows
 from trainer.catalogue import Catalogue
 from trainer.evaluation import ranking
 from trainer.evaluation.merge import fill_quotas, quotas
-from trainer.evaluation.metrics import hits, ndcg_at_k, ndcg_of_places, recall_at_k, recall_of_places
+from trainer.evaluation.metrics import hits, ndcg_at_k, ndcg_of_ranks, recall_at_k, recall_of_ranks
 from trainer.evaluation.popularity import popularity_lists
 from trainer.evaluation.ranking import ExactRanking
 from trainer.input.evaluation_users import EvaluationUsers
@@ -97,17 +97,17 @@ def test_places_are_those_of_a_full_sort(kind: str) -> None:
         order = case.order(user)
         wanted = users.targets.take(np.array([user])).values.tolist()
         expected += [order.index(item) if item in order else NOWHERE for item in wanted]
-    places = case.ranking.target_places()
-    assert places.tolist() == expected
+    ranks = case.ranking.target_ranks()
+    assert ranks.tolist() == expected
     lists = case.ranking.lists("score", 0.0, NUM_ITEMS)
     assert [row[row > 0].tolist() for row in lists] == [case.order(user) for user in range(NUM_USERS)]
     for k in (1, 3, 10, 40):
         np.testing.assert_array_equal(
-            recall_of_places(places, users.targets, k),
+            recall_of_ranks(ranks, users.targets, k),
             recall_at_k(hits(lists, users.targets), users.targets.lengths, k),
         )
     expected_ndcg = ndcg_at_k(hits(lists, users.targets), users.targets.lengths, NUM_ITEMS)
-    np.testing.assert_allclose(ndcg_of_places(places, users.targets), expected_ndcg)
+    np.testing.assert_allclose(ndcg_of_ranks(ranks, users.targets), expected_ndcg)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
@@ -197,11 +197,11 @@ def test_users_vectors_are_held_for_some_users_at_a_time(monkeypatch: pytest.Mon
     users = EvaluationUsers(np.arange(num_users), one_each, nothing, one_each, np.zeros(num_users))
     catalogue = Catalogue(np.arange(num_items).astype(object), group_id, num_groups, group_id, group_id)
     tracemalloc.start()
-    places = ExactRanking(model, catalogue, users).target_places()
+    ranks = ExactRanking(model, catalogue, users).target_ranks()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     scores, rank = shared.numpy()[:, 0] @ items[1:].T, np.random.default_rng(0).permutation(num_items)
     own = scores[np.arange(num_users), targets - 1, None]
     better = (scores > own) | ((scores == own) & (rank < rank[targets - 1, None]))
-    assert places.tolist() == better.sum(axis=1).tolist()
+    assert ranks.tolist() == better.sum(axis=1).tolist()
     assert peak < 100e6

@@ -14,7 +14,7 @@ from contracts.config import COVERAGE_K
 from trainer.evaluation.metric_names import COVERAGE, GINI, GROUPS_PER_LIST, NDCG, NDCG_K, recall_name
 from trainer.input.ragged import Ragged
 
-_PLACES_AT_ONCE = 1 << 20
+_ENTRIES_AT_ONCE = 1 << 20
 """List places that are looked up at once: few enough for the caches to help."""
 
 MetricTable = dict[str, dict[str, float]]
@@ -28,7 +28,7 @@ def hits(lists: np.ndarray, targets: Ragged) -> np.ndarray:
     """
     result = np.zeros(lists.shape, bool)
     users = np.arange(len(lists))
-    for rows in np.array_split(users, 1 + lists.size // _PLACES_AT_ONCE):
+    for rows in np.array_split(users, 1 + lists.size // _ENTRIES_AT_ONCE):
         result[rows] = _hits(lists[rows], targets.take(rows))
     return result
 
@@ -48,7 +48,7 @@ def _hits(lists: np.ndarray, targets: Ragged) -> np.ndarray:
 
 
 def recall_at_k(hit: np.ndarray, num_targets: np.ndarray, k: int) -> np.ndarray:
-    """float64 [num_users]: |targets in the first k| / min(k, number of targets)."""
+    """float64 [num_users]: |targets in the first k| / min(k, number of targets), also called capped recall."""
     return hit[:, :k].sum(axis=1) / np.minimum(k, num_targets)
 
 
@@ -60,24 +60,24 @@ def monitored_k(monitor_k: int, num_items: int) -> int:
     return min(monitor_k, max(num_items // 10, min(10, num_items // 3), 1))
 
 
-def recall_of_places(places: np.ndarray, targets: Ragged, k: int) -> np.ndarray:
-    """`recall_at_k` of targets at known places, int64 [number of targets], counted from 0."""
-    found = np.flatnonzero(places < k)
+def recall_of_ranks(ranks: np.ndarray, targets: Ragged, k: int) -> np.ndarray:
+    """`recall_at_k` of targets of known ranks, int64 [number of targets], counted from 0."""
+    found = np.flatnonzero(ranks < k)
     # A repeated target counts once.
-    rows = np.unique(targets.row_ids()[found] * k + places[found]) // k
+    rows = np.unique(targets.row_ids()[found] * k + ranks[found]) // k
     return np.bincount(rows, minlength=len(targets)) / np.minimum(k, targets.lengths)
 
 
-def ndcg_of_places(places: np.ndarray, targets: Ragged) -> np.ndarray:
-    """float64 [num_users]: NDCG of the whole ranking, of targets at known places (see `recall_of_places`)."""
-    found = np.flatnonzero(places < np.iinfo(np.int64).max)
-    hit = np.unique(np.stack([targets.row_ids()[found], places[found]]), axis=1)
+def ndcg_of_ranks(ranks: np.ndarray, targets: Ragged) -> np.ndarray:
+    """float64 [num_users]: NDCG of the whole ranking, of targets of known ranks (see `recall_of_ranks`)."""
+    found = np.flatnonzero(ranks < np.iinfo(np.int64).max)
+    hit = np.unique(np.stack([targets.row_ids()[found], ranks[found]]), axis=1)
     gained = np.bincount(hit[0], 1 / np.log2(hit[1] + 2.0), len(targets))
     return gained / np.cumsum(1 / np.log2(np.arange(2, targets.lengths.max(initial=1) + 2)))[targets.lengths - 1]
 
 
 def ndcg_at_k(hit: np.ndarray, num_targets: np.ndarray, k: int) -> np.ndarray:
-    """float64 [num_users]: sum of 1 / log2(place + 1) over hits, divided by that of a perfect list."""
+    """float64 [num_users]: sum of 1 / log2(rank + 1), ranks from 1, over hits, divided by that of a perfect list."""
     discount = 1 / np.log2(np.arange(2, k + 2))
     gained = hit[:, :k] @ discount[: hit.shape[1]]
     return gained / np.cumsum(discount)[np.minimum(k, num_targets) - 1]

@@ -55,7 +55,7 @@ class ExactRanking:
     def __init__(
         self, model: TwoTowerModel, catalogue: Catalogue, users: EvaluationUsers, exploration_share: float = 0.0
     ):
-        """`exploration_share`: share of a list for cold items, see `num_explored`; `target_places` ignores it."""
+        """`exploration_share`: share of a list for cold items, see `num_explored`; `target_ranks` ignores it."""
         self._model, self._catalogue, self._users = model, catalogue, users
         self._exploration_share = exploration_share
         group = catalogue.group_id[1:]
@@ -95,10 +95,10 @@ class ExactRanking:
             for merge in range(len(merges))
         ]
 
-    def target_places(self) -> np.ndarray:
-        """int64 [number of targets]: places of the users' targets, from 0, in `lists("score", ...)` of all items.
+    def target_ranks(self) -> np.ndarray:
+        """int64 [number of targets]: ranks of the users' targets, from 0, in `lists("score", ...)` of all items.
 
-        A place is the number of better items, so no list has to be sorted to find it. A target that is in no
+        A rank is the number of better items, so no list has to be sorted to find it. A target that is in no
         list, because it was seen, has the largest int64, which no k reaches.
         """
 
@@ -106,16 +106,16 @@ class ExactRanking:
             scores, targets = self._scores(chunk), self._users.targets.take(chunk.rows)
             columns = self._column_of_item[targets.values]
             own = scores[targets.row_ids(), columns]
-            places = [
-                self._place(scores[row], column, score)
+            ranks = [
+                self._rank(scores[row], column, score)
                 for row, column, score in zip(targets.row_ids(), columns, own, strict=True)
             ]
             listed = np.isfinite(own) & (targets.values > 0)
-            return np.where(listed, np.array(places, np.int64), np.iinfo(np.int64).max)
+            return np.where(listed, np.array(ranks, np.int64), np.iinfo(np.int64).max)
 
         return np.concatenate(self._each_chunk(of_chunk))
 
-    def _place(self, scores: np.ndarray, column: int, score: np.float32) -> int:
+    def _rank(self, scores: np.ndarray, column: int, score: np.float32) -> int:
         above, reached = int(np.count_nonzero(scores > score)), int(np.count_nonzero(scores >= score))
         if reached - above == 1:
             return above
