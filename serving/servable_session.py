@@ -17,7 +17,7 @@ import tensorflow as tf
 from contracts.layout import SAVED_MODEL
 from contracts.names import Request, Response, Signature
 from serving.request_values import per_user, require_a_list_a_user, require_ids, without_context
-from serving.signature_spec import SignatureSpec
+from serving.signature_spec import SignatureSpec, require_merges
 
 v1 = tf.compat.v1
 
@@ -71,25 +71,29 @@ class Servable(ABC):
         histories; a servable whose model reads no context is asked without them.
 
         Raises:
-            ValueError: an argument does not hold a value per user, or has values of another type. Values out of range
-                follow the servable's rules, as in any request.
+            ValueError: an argument does not hold a value per user, or has values of another type, or there is no such
+                merge. Values out of range follow the servable's rules, as in any request.
         """
         inputs, rows = self._query_inputs(histories, user_ids, features, is_context), len(histories)
-        values: dict[str, tuple[Any, type]] = {
-            Request.NUM_CANDIDATES: (num_candidates, np.int32),
-            Request.ALPHA: (alpha, np.float32),
-            Request.MERGE: (merge, object),
-            Request.MAX_GROUPS: (max_groups, np.int32),
-            Request.NUM_EXPLORATION: (num_exploration, np.int32),
+        numbers = {
+            Request.NUM_CANDIDATES: num_candidates,
+            Request.MAX_GROUPS: max_groups,
+            Request.NUM_EXPLORATION: num_exploration,
         }
-        for name, (value, dtype) in values.items():
+        for name, value in numbers.items():
             if value is not None:
-                inputs[name] = np.broadcast_to(_as(dtype, value), [rows])
+                inputs[name] = np.broadcast_to(_int32(name, value), [rows])
+        if alpha is not None:
+            inputs[Request.ALPHA] = np.broadcast_to(_float32(alpha), [rows])
+        if merge is not None:
+            inputs[Request.MERGE] = np.broadcast_to(np.asarray(merge, object), [rows])
+            require_merges(inputs[Request.MERGE].tolist())
         if group_boost is not None:
-            boost = _as(np.float32, group_boost)
+            boost = _float32(group_boost)
             inputs[Request.GROUP_BOOST] = np.broadcast_to(boost, [rows, *boost.shape[-1:]])
         if groups is not None:
-            inputs[Request.GROUPS] = _padded(per_user(Request.GROUPS, groups, rows), -1, np.int32)
+            given = [_int32(Request.GROUPS, one).tolist() for one in per_user(Request.GROUPS, groups, rows)]
+            inputs[Request.GROUPS] = _padded(given, -1, np.int32)
         if exclude_item_ids is not None:
             excluded = per_user(Request.EXCLUDE_ITEM_IDS, exclude_item_ids, rows)
             inputs[Request.EXCLUDE_ITEM_IDS] = _padded(excluded, b"", object)
@@ -248,13 +252,27 @@ def _feature_input(values: Sequence[Any]) -> np.ndarray:
     if any(isinstance(value, str) for value in values):
         return np.array([(value or "").encode() for value in values], object)
     shape = next((np.shape(value) for value in values if value is not None), ())
-    return _as(np.float32, [np.full(shape, math.nan) if value is None else value for value in values])
+    return _float32([np.full(shape, math.nan) if value is None else value for value in values])
 
 
-def _as(dtype: type, values: Any) -> np.ndarray:
-    """The values as `dtype`; those that float32 cannot hold become infinite, for which the servable has rules."""
+def _float32(values: Any) -> np.ndarray:
+    """Values that float32 cannot hold become infinite, for which the servable has rules."""
     with np.errstate(over="ignore"):
-        return np.asarray(values, dtype)
+        return np.asarray(values, np.float32)
+
+
+def _int32(name: str, values: Any) -> np.ndarray:
+    """Refuses fractions and what int32 cannot hold: NumPy would cut off the ones, and wrap or raise for the others."""
+    given = np.asarray(values)
+    try:
+        with np.errstate(invalid="ignore"):
+            whole = given.astype(np.int32)
+        fits = np.array_equal(whole, given)
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise ValueError(f"input {name!r} must hold int32, whole numbers below 2^31; got {values!r}")
+    return whole
 
 
 def decode(ids: np.ndarray) -> np.ndarray:

@@ -38,6 +38,13 @@ class Input:
     padding: Any
 
 
+def require_merges(merges: Iterable[Any]) -> None:
+    """Refuses a misspelt one: the graph, which must not fail other callers' rows, would answer with an empty list."""
+    for unknown in set(merges) - {"", b"", *MERGES, *(name.encode() for name in MERGES)}:
+        found = unknown.decode(errors="replace") if isinstance(unknown, bytes) else unknown
+        raise ValueError(f"input {Request.MERGE!r} must be one of {', '.join(MERGES)}; got {found!r}")
+
+
 class SignatureSpec:
     """A signature's inputs and outputs.
 
@@ -83,7 +90,7 @@ class SignatureSpec:
         self.require_known(given)
         values = {name: _checked(self.inputs[name], value) for name, value in given.items()}
         if self.lists and Request.MERGE in values:
-            _require_merges(values[Request.MERGE])
+            require_merges(values[Request.MERGE].tolist())
         rows = _rows(values)
         completed = {}
         for name, spec in self.inputs.items():
@@ -126,13 +133,6 @@ def _input(name: str, info: Any, defaults: Mapping[str, Any]) -> Input:
         padding = b"" if dtype == tf.string else dtype.as_numpy_dtype(0)
     shape = tuple(None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim)
     return Input(name, info.name, dtype, shape, default, padding)
-
-
-def _require_merges(merge: np.ndarray) -> None:
-    """Refuses a misspelt one: the graph, which must not fail other callers' rows, would answer with an empty list."""
-    for unknown in set(merge.tolist()) - {b"", *(name.encode() for name in MERGES)}:
-        found = unknown.decode(errors="replace")
-        raise ValueError(f"input {Request.MERGE!r} must be one of {', '.join(MERGES)}; got {found!r}")
 
 
 def _rows(given: Mapping[str, np.ndarray]) -> int:

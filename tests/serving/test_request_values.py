@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from contracts.names import Request, Response, Signature
 from serving.request_values import per_user
-from serving.servable_session import ServableSession
+from serving.servable_session import ServableSession, request_inputs
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,13 @@ def session(servable: Path) -> Iterator[ServableSession]:
         ([["i1"], []], {"groups": [[0], 1]}, "got 1 for one"),
         ([["i1"]], {"groups": 1}, "'groups' must be a list"),
         ([["i1"], []], {"num_candidates": [1, 2, 3]}, "broadcast"),
+        ([["i1"]], {"num_candidates": 5.9}, "'num_candidates' must hold int32, whole numbers below 2.31; got 5.9"),
+        ([["i1"]], {"max_groups": 2**31}, "'max_groups' must hold int32, .* got 2147483648"),
+        ([["i1"]], {"num_exploration": [2**70]}, "'num_exploration' must hold int32"),
+        ([["i1"]], {"num_candidates": "many"}, "'num_candidates' must hold int32, .* got 'many'"),
+        ([["i1"], []], {"groups": [[0], [1.7]]}, r"'groups' must hold int32, .* got \[1.7\]"),
+        ([["i1"]], {"merge": "bogus"}, "'merge' must be one of quota, score, round_robin; got 'bogus'"),
+        ([["i1"], []], {"merge": ["score", 7]}, "'merge' must be one of .*; got 7"),
     ],
 )
 def test_wrong_arguments_are_refused(
@@ -36,6 +45,14 @@ def test_wrong_arguments_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         session.recommend(histories, **inputs)
+
+
+def test_a_merge_that_there_is_not_empties_its_row_alone(session: ServableSession) -> None:
+    """In the graph, as in a batch of TF Serving that holds other callers' rows."""
+    inputs = {**request_inputs([["i5"], ["i6"]]), Request.MERGE: np.array([b"avarage", b""], object)}
+    full = len(session.recommend([["i6"]]).item_ids[0])
+    item_ids = session.predict(Signature.SERVING_DEFAULT, inputs)[Response.ITEM_IDS]
+    assert (item_ids != b"").sum(axis=1).tolist() == [0, full]
 
 
 def test_letters_are_no_ids(session: ServableSession) -> None:

@@ -283,7 +283,6 @@ def test_the_servables_metrics_are_the_exact_ones(servable, trained):
         pytest.param({"alpha": float("nan")}, {}, id="alpha NaN"),
         pytest.param({"alpha": float("inf")}, {"alpha": 1000.0}, id="alpha without bound"),
         pytest.param({"merge": ""}, {}, id="no merge"),
-        pytest.param({"merge": "avarage"}, None, id="a merge that there is not"),
         pytest.param({"max_groups": -1}, {}, id="negative max_groups"),
         pytest.param({"max_groups": 99}, {}, id="more groups than there are"),
         pytest.param({"num_exploration": -1}, {}, id="negative exploration"),
