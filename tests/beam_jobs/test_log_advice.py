@@ -290,6 +290,19 @@ def test_clocks_that_are_wrong_are_counted(tmp_path: Path, caplog: pytest.LogCap
     assert said in caplog.text and "Row, order or day numbers in place of times do no harm" in caplog.text
 
 
+@pytest.mark.parametrize(("users", "is_said"), [(20, False), (21, True)])
+def test_a_user_with_most_of_the_events_is_said_if_there_are_enough_others(
+    users: int, is_said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 100 events, 100 - 2 * (users - 1) are u0's."""
+    owners = [*range(1, users)] * 2
+    owners += [0] * (100 - len(owners))
+    lines = [f"u{owner},i{row % 30},{1_700_000_000 + row}" for row, owner in enumerate(owners)]
+    ingest.run(make_config(write_log(tmp_path / "log.csv", lines)), Workdir(tmp_path / "run"), "f")
+    assert (f"user 'u0' has {102 - 2 * users}% of the events: if it is a bot" in caplog.text) == is_said
+    assert ("if it is a bot" in caplog.text) == is_said
+
+
 def test_a_log_of_one_user_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As of Diginetica's userId, NA in most rows; its sessions have another column. All recalls would be 1."""
     log = write_log(tmp_path / "log.csv", [f"NA,i{row % 30},{1_700_000_000 + row}" for row in range(60)])

@@ -112,6 +112,18 @@ def test_a_like_span_passes_and_carries_the_schema_on(first: Workdir, tmp_path: 
     assert workdir.events.schema.read_text() == first.events.schema.read_text()
 
 
+def test_a_day_of_few_events_is_no_table_that_has_lost_rows(
+    first: Workdir, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half of the last day's, as on a holiday: data.min_volume and the retrain's limits are for that."""
+    ingest.run(
+        _config(_log(tmp_path, "log.csv", rows=20, day=1), previous=str(first.events.path)),
+        Workdir(tmp_path / "run"),
+        "f",
+    )
+    assert "rows, after" not in caplog.text
+
+
 def test_a_log_in_more_files_is_the_same_log(tmp_path: Path) -> None:
     """Members come all day, guests once: counted by files, members would be half of the users, and then nine tenths."""
     (tmp_path / "hours").mkdir()

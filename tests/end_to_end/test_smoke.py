@@ -165,6 +165,7 @@ def query(smoke: SmokeRun, *options: str) -> tuple[list[dict[str, Any]], str]:
         (["query", "-w", "{workdir}", "--user", "nobody"], "'nobody'"),
         (["query", "-w", "nowhere", "--user", "u1"], "nowhere holds no finished run: name the workdir of a finished"),
         (["query", "-w", "{workdir}", "--user", "u1", "--alpha", "2"], "add --merge quota"),
+        (["query", "-w", "{workdir}", "--user", "u1", "--merge", "quota", "--alpha", "inf"], "inf is no exponent"),
         (["query", "-w", "{workdir}", "--user", "u1", "--groups", "Drama"], "give comma-separated numbers from 0 to 5"),
         (["query", "-w", "{workdir}", "--user", "u1", "--groups", "1,6"], "give comma-separated numbers from 0 to 5"),
         (
@@ -177,6 +178,7 @@ def query(smoke: SmokeRun, *options: str) -> tuple[list[dict[str, Any]], str]:
         "unknown user",
         "no run",
         "alpha of a merge without it",
+        "an endless alpha",
         "groups by name",
         "a group that there is not",
         "groups as a JSON list, which ids may be",
