@@ -44,9 +44,9 @@ def test_each_item_counts_once_however_many_own_it() -> None:
         tf.zeros([0], tf.int64),
         tf.random.Generator.from_seed(0),
     )
-    drawn, shared_from = candidates.item_index.numpy(), int(candidates.shared_from)
+    drawn, global_from = candidates.item_index.numpy(), int(candidates.global_from)
     in_rows = np.exp(candidates.row_correction.numpy())
     of_group = np.bincount(drawn[candidates.rows.numpy()].ravel(), in_rows.ravel(), NUM_ITEMS + 1)
-    of_all = np.bincount(drawn[shared_from:], np.exp(candidates.shared_correction.numpy()), NUM_ITEMS + 1)
+    of_all = np.bincount(drawn[global_from:], np.exp(candidates.global_correction.numpy()), NUM_ITEMS + 1)
     np.testing.assert_allclose(of_group[1:], 1, atol=0.2)  # some 300 draws of a first item, and thousands of others
     np.testing.assert_allclose(of_all[1:], 1, atol=0.3)

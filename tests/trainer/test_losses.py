@@ -19,7 +19,7 @@ from trainer.losses.log_partitions import (
     reweighted,
     z_loss,
 )
-from trainer.losses.negative_pools import LEFT_OUT, NegativePools, row_correction, shared_correction
+from trainer.losses.negative_pools import LEFT_OUT, NegativePools, global_correction, row_correction
 from trainer.losses.negative_samplers import evenly_spread, uniform_unseen
 
 NUM_ITEMS, NUM_GROUPS = 60, 4
@@ -120,9 +120,9 @@ def test_drawn_candidates_estimate_the_partition_and_its_gradient(hard: int, eas
     assert own.numpy()[0] == pytest.approx(np.log(np.exp(scores[members]).sum()), abs=tolerance)
     np.testing.assert_allclose(tape.gradient(own, query).numpy()[0], weights @ table[members], atol=tolerance)
     if easy + fresh > 1000:
-        rest = table[candidates.item_index[int(candidates.shared_from) :]] @ query.numpy()[0]
-        weight = np.exp(rest + candidates.shared_correction.numpy())
-        group_of = np.repeat(np.arange(NUM_GROUPS), candidates.shared_sizes)
+        rest = table[candidates.item_index[int(candidates.global_from) :]] @ query.numpy()[0]
+        weight = np.exp(rest + candidates.global_correction.numpy())
+        group_of = np.repeat(np.arange(NUM_GROUPS), candidates.global_sizes)
         found = np.log(np.bincount(group_of, weight, NUM_GROUPS))
         expected = [np.log(np.exp(scores[rows]).sum()) for rows in by_group]
         np.testing.assert_allclose(found, expected, atol=0.2)
@@ -145,7 +145,7 @@ def test_other_samplers_estimate_the_partition_too(negatives: str, easy: int, fr
         tf.constant(targets),
         tf.random.Generator.from_seed(0),
     )
-    assert candidates.shared_sizes.numpy().sum() == len(candidates.item_index) == 20_000
+    assert candidates.global_sizes.numpy().sum() == len(candidates.item_index) == 20_000
     weight = {"uniform": np.append(0, np.ones(NUM_ITEMS)), "popularity": train_count, "in_batch": count}[negatives]
     shares = np.bincount(candidates.item_index) / 20_000
     np.testing.assert_allclose(shares, weight / weight.sum(), atol=0.006)  # five standard errors of a share of 1/30
@@ -232,7 +232,7 @@ def test_a_small_catalogue_is_compared_whole() -> None:
     item, filled = candidates.item_index.numpy(), candidates.row_correction.numpy() == 0
     rows = [sorted(item[row[real]]) for row, real in zip(candidates.rows.numpy(), filled, strict=True)]
     assert rows == expected
-    assert [part.tolist() for part in np.split(item, np.cumsum(candidates.shared_sizes)[:-1])] == expected
+    assert [part.tolist() for part in np.split(item, np.cumsum(candidates.global_sizes)[:-1])] == expected
 
 
 def test_a_part_of_the_draws_is_even_and_any_draw_is_as_likely_in_it() -> None:
@@ -271,8 +271,8 @@ def test_a_windows_own_items_are_left_out_of_its_draws() -> None:
     item = candidates.item_index.numpy()
     own_items = pools.own_items(candidates, tf.constant(windows))
     window = np.array([2, 0, 0, 1])
-    found = shared_correction(candidates, own_items, tf.constant(window)).numpy()
-    shared = item[int(candidates.shared_from) :]
+    found = global_correction(candidates, own_items, tf.constant(window)).numpy()
+    shared = item[int(candidates.global_from) :]
     assert sorted(shared) == sorted(easy)
     left_out = (windows[window][:, :, None] == shared).any(axis=1)
     assert (found[left_out] < -1e8).all()

@@ -154,7 +154,7 @@ def test_the_models_loss_on_draws_is_that_of_numpy(global_by: str | None, seen_w
     )
     model.generator.reset(state)
     terms = model.loss_terms(batch, training=False)
-    item, num_hard = draws.item_index.numpy(), int(draws.shared_from)
+    item, num_hard = draws.item_index.numpy(), int(draws.global_from)
     group, q = catalogue.group_id[item], catalogue.sampling_probability
     mass = np.bincount(catalogue.group_id[1:], weights=q[1:], minlength=catalogue.num_groups)
     items = model.candidate_embeddings(tf.range(catalogue.num_items + 1)).numpy()

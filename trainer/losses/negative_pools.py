@@ -29,18 +29,18 @@ class StepCandidates(NamedTuple):
         row_correction: float32 [num_groups, width], -log of how often an item is expected in its row;
             0 if a row holds every item of its group exactly once, `LEFT_OUT` beyond a row's end.
         row_sizes: int32 [num_groups], the length of each row.
-        shared_from: where the candidates from all groups begin in `item_index`.
-        shared_sizes: int32 [num_groups], how many of them each group has.
-        shared_correction: float32 [num_shared], like `row_correction`.
+        global_from: where the candidates from all groups begin in `item_index`.
+        global_sizes: int32 [num_groups], how many of them each group has.
+        global_correction: float32 [num_global], like `row_correction`.
     """
 
     item_index: tf.Tensor
     rows: tf.Tensor
     row_correction: tf.Tensor
     row_sizes: tf.Tensor
-    shared_from: tf.Tensor
-    shared_sizes: tf.Tensor
-    shared_correction: tf.Tensor
+    global_from: tf.Tensor
+    global_sizes: tf.Tensor
+    global_correction: tf.Tensor
 
     def rows_of(self, groups: np.ndarray) -> StepCandidates:
         """The candidates with the rows of `groups` alone, in that order, as wide as the widest of them."""
@@ -154,14 +154,14 @@ class NegativePools:
         return None if self.exact else is_member(items, candidates.item_index)
 
 
-def shared_correction(candidates: StepCandidates, own_items: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
-    """The correction added to the logits of draws from all groups: float32 [num_positives, num_shared].
+def global_correction(candidates: StepCandidates, own_items: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+    """The correction added to the logits of draws from all groups: float32 [num_positives, num_global].
 
     Args:
         own_items: see `NegativePools.own_items`.
         window: int64 [num_positives].
     """
-    of_window = _left_out(own_items[:, candidates.shared_from :]) + candidates.shared_correction
+    of_window = _left_out(own_items[:, candidates.global_from :]) + candidates.global_correction
     return tf.gather(of_window, window)
 
 

@@ -20,7 +20,7 @@ from trainer.losses.log_partitions import (
     reweighted,
     shared_log_partitions,
 )
-from trainer.losses.negative_pools import LEFT_OUT, NegativePools, StepCandidates, row_correction, shared_correction
+from trainer.losses.negative_pools import LEFT_OUT, NegativePools, StepCandidates, global_correction, row_correction
 from trainer.losses.window_items import WindowItems
 from trainer.towers.candidate_tower import CandidateTower
 from trainer.towers.user_vectors import UserVectors
@@ -129,7 +129,7 @@ class SoftmaxTerms:
         No other group's vector is computed. If the two vectors agree on the group's partition, exp <e_{u,g}, v>
         is p(g | u) by the shared vector times p(item | g, u) by the group's, up to a constant per user.
         """
-        shared, positive, sizes = vectors.shared, step.positive, step.candidates.shared_sizes
+        shared, positive, sizes = vectors.shared, step.positive, step.candidates.global_sizes
         logit = tf.reduce_sum(shared * positive, axis=-1)
         # The same for the positives that have a vector made for their group; `at` is their window and position.
         place, conditioned = vectors.conditioned(step.group)
@@ -153,7 +153,7 @@ class SoftmaxTerms:
             own, _ = self._of_windows(step, step.windows.scores(conditioned, at), at)
             partition = log_add_exp(own, rows[tf.size(logit) :])
             number = tf.shape(step.embeddings)[0]
-            _, draws = tf.split(step.embeddings, [step.candidates.shared_from, number - step.candidates.shared_from])
+            _, draws = tf.split(step.embeddings, [step.candidates.global_from, number - step.candidates.global_from])
             of_draws = log_sum_exp_of_products(shared, draws, self._correction_of_others(step))
             everything = log_add_exp(log_add_exp(center, others), of_draws)
         return Softmaxes(
@@ -167,7 +167,7 @@ class SoftmaxTerms:
         """Scores each item of the catalogue by its own group's vector, for which all groups' vectors are computed."""
         heads = vectors.all_groups()
         logit = tf.reduce_sum(tf.gather(heads, step.group, batch_dims=1) * step.positive, axis=-1)
-        by_group = group_log_partitions(heads, step.embeddings, step.candidates.shared_sizes)
+        by_group = group_log_partitions(heads, step.embeddings, step.candidates.global_sizes)
         scores = step.windows.scores_by_group(heads, step.place)
         seen_of_own, seen = step.windows.seen_log_partitions(scores, step.place)
         own = reweighted(tf.gather(by_group, step.group, batch_dims=1), seen_of_own, self._seen_weight)
@@ -189,7 +189,7 @@ class SoftmaxTerms:
             # With one group, its row holds all candidates.
             return Softmaxes(own - logit, own - logit if self._use_global else None, own, None)
         heads = vectors.all_groups()
-        scores = group_scores(heads, step.embeddings[candidates.shared_from :], candidates.shared_sizes)
+        scores = group_scores(heads, step.embeddings[candidates.global_from :], candidates.global_sizes)
         _, others = self._of_windows(step, step.windows.scores_by_group(heads, step.place), step.place)
         of_draws = log_sum_exp(scores + self._correction_of_others(step))
         everything = log_add_exp(log_add_exp(own, others), of_draws)
@@ -205,12 +205,12 @@ class SoftmaxTerms:
 
     def _correction_of_others(self, step: _Step) -> tf.Tensor:
         """The correction of scores of draws from all groups but the own one, float32 [num_positives, num_shared]."""
-        group_of_candidate = repeat(tf.range(self._num_groups), step.candidates.shared_sizes)
+        group_of_candidate = repeat(tf.range(self._num_groups), step.candidates.global_sizes)
         is_own = tf.range(self._num_groups)[:, None] == group_of_candidate
         # Computed once for each pair of a window and a group of its positives, of which there are few if groups are.
         pair, place = tf.unique(step.place[:, 0] * self._num_groups + tf.cast(step.group, tf.int64))
         of_group = tf.gather(tf.cast(is_own, tf.float32) * LEFT_OUT, pair % self._num_groups)
-        of_pair = of_group + shared_correction(step.candidates, step.own_items, pair // self._num_groups)
+        of_pair = of_group + global_correction(step.candidates, step.own_items, pair // self._num_groups)
         return tf.gather(of_pair, place)
 
     def _own_partition(self, step: _Step, window: tf.Tensor, group: tf.Tensor, queries: tf.Tensor) -> tf.Tensor:
