@@ -251,8 +251,8 @@ def test_a_part_of_the_draws_is_even_and_any_draw_is_as_likely_in_it() -> None:
 
 
 def test_uniform_negatives_are_of_all_items_but_those_seen() -> None:
-    seen = np.array([[1, 3, 0], [5, 5, 0]])
-    drawn = uniform_unseen(tf.random.Generator.from_seed(0), 5, tf.constant(seen), 10_000).numpy()
+    seen, row = tf.constant([[5, 5, 0], [2, 4, 1], [1, 3, 0]], tf.int64), tf.constant([2, 0], tf.int64)
+    drawn = uniform_unseen(tf.random.Generator.from_seed(0), 5, seen, row, 10_000).numpy()
     # Each item a fifth of the draws, with a standard deviation of .004; 0 has the share of those seen.
     for row, shares in zip(drawn, ([0.4, 0, 0.2, 0, 0.2, 0.2], [0.2, 0.2, 0.2, 0.2, 0.2, 0]), strict=True):
         np.testing.assert_allclose(np.bincount(row, minlength=6) / 10_000, shares, atol=0.02)

@@ -380,8 +380,8 @@ def test_the_models_hierarchy_term_is_that_of_numpy(workdir: Workdir) -> None:
 def drawn_by(model: TwoTowerModel, batch: WindowBatch, encoded: Encoded, number: int) -> np.ndarray:
     """The uniform negatives of each positive that the model is about to draw."""
     state = model.generator.state.numpy()
-    own = tf.constant(np.concatenate([batch.item_index, batch.earlier_items], 1)[encoded.places[:, 0]])
-    drawn = uniform_unseen(model.generator, model._num_items, own, number).numpy()
+    own, row = np.concatenate([batch.item_index, batch.earlier_items], 1), encoded.places[:, 0]
+    drawn = uniform_unseen(model.generator, model._num_items, tf.constant(own), tf.constant(row), number).numpy()
     model.generator.reset(state)
     return drawn
 

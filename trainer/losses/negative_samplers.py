@@ -110,12 +110,26 @@ def evenly_spread(draws: tf.Tensor, size: int, generator: tf.random.Generator) -
     return tf.gather(part, tf.where(part > 0)[:, 0])
 
 
-def uniform_unseen(generator: tf.random.Generator, num_items: int, seen: tf.Tensor, number: int) -> tf.Tensor:
-    """Draws uniformly for each row of `seen`, int64 [num_rows, length]; 0 if one of the row's items was drawn.
+def uniform_unseen(
+    generator: tf.random.Generator, num_items: int, seen: tf.Tensor, row: tf.Tensor, number: int
+) -> tf.Tensor:
+    """Draws uniformly from the catalogue; 0 if an item of the positive's row of `seen` was drawn.
+
+    Args:
+        generator: source of the draws.
+        num_items: size of the catalogue.
+        seen: int64 [num_rows, length], 0 = padding.
+        row: int64 [num_positives], the row of each positive.
+        number: draws per positive.
 
     Returns:
-        int64 [num_rows, number].
+        int64 [num_positives, number].
     """
-    drawn = generator.uniform([tf.shape(seen)[0], number], 1, num_items + 1, tf.int64)
-    rejected = tf.reduce_any(drawn[:, :, None] == seen[:, None, :], axis=-1)
-    return tf.where(rejected, tf.zeros_like(drawn), drawn)
+    drawn = generator.uniform([tf.size(row), number], 1, num_items + 1, tf.int64)
+    # By search, since comparing every draw with every item of its row takes hundreds of MB for long rows.
+    width = num_items + 1
+    taken = tf.sort(tf.reshape(seen + width * tf.range(tf.shape(seen, tf.int64)[0])[:, None], [-1]))
+    wanted = drawn + width * row[:, None]
+    place = tf.searchsorted(taken, tf.reshape(wanted, [-1]))
+    nearest = tf.gather(taken, tf.minimum(place, tf.size(taken) - 1))
+    return tf.where(tf.reshape(nearest, tf.shape(wanted)) == wanted, tf.zeros_like(drawn), drawn)

@@ -218,8 +218,8 @@ class TwoTowerModel(tfrs.Model):
 
     def _unseen(self, batch: WindowBatch, place: tf.Tensor, number: int) -> tf.Tensor:
         """int64 [num_positives, number], uniform draws that are in neither the window nor its user's earlier items."""
-        seen = tf.gather(tf.concat([batch.item_index, batch.earlier_items], 1), place[:, 0])
-        return uniform_unseen(self.generator, self._num_items, seen, number)
+        seen = tf.concat([batch.item_index, batch.earlier_items], 1)
+        return uniform_unseen(self.generator, self._num_items, seen, place[:, 0], number)
 
     def _hierarchy_term(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, heads: tf.Tensor) -> tf.Tensor:
         """Ranks each positive and its exposed negatives above items of lower levels: the window's, exposed, random."""
