@@ -45,7 +45,7 @@ from contracts.artifact import write_json
 from contracts.names import Request, Signature
 from contracts.storage import write_text
 from pipeline.benchmark_table import json_output
-from serving.servable_session import decode, request_inputs
+from serving.servable_session import decode
 from serving.server.version import LoadedServable
 from serving.tensors import to_proto
 from serving.warmup import read_warmup
@@ -89,10 +89,14 @@ def warmup_histories(version: Path) -> list[list[str]]:
     return [history for history in histories if history]
 
 
+def history_input(history: list[str]) -> dict[str, np.ndarray]:
+    return {Request.HISTORY: np.array([[item.encode() for item in history]], object)}
+
+
 def make_requests(num_items: int, count: int = 256) -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(1)
     rows = [[f"i{item}" for item in rng.integers(1, num_items + 1, HISTORY)] for _ in range(count)]
-    return [request_inputs([row]) for row in rows]
+    return [history_input(row) for row in rows]
 
 
 def as_bytes(inputs: dict[str, np.ndarray]) -> bytes:
@@ -219,7 +223,7 @@ def main() -> None:
         size = arguments.index, arguments.items, arguments.groups, arguments.candidates
         version = arguments.servable or _in_own_process(make_servable, Path(scratch), *size)
         if arguments.servable:
-            requests = [request_inputs([history]) for history in warmup_histories(version)]
+            requests = [history_input(history) for history in warmup_histories(version)]
         else:
             requests = make_requests(arguments.items)
         result = measure(version, requests, arguments.seconds, arguments.rounds)

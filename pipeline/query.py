@@ -17,7 +17,7 @@ from contracts.config import Config
 from contracts.config.request_features import RequestFeature
 from contracts.config_io import load_config
 from contracts.layout import Workdir
-from contracts.names import MERGES, Request
+from contracts.names import MERGES, Request, Signature
 from pipeline.cli_options import LocalPath, Utf8Text, reports_user_errors
 from pipeline.stages import exported_servable
 
@@ -122,17 +122,18 @@ def query(
         "max_groups": max_groups,
         "exclude_item_ids": _one_row(excluded or None),
         "num_exploration": explore,
-        "features": _told(told, config.data.request_features),
+        **_told(told, config.data.request_features),
     }
     asked = _given(history, context) if user is None else history_of(config, run, user)
     with ServableSession(servable) as session:
-        if context is not None and not session.takes(Request.HISTORY_IS_CONTEXT):
+        takes = session.specs[Signature.SERVING_DEFAULT].inputs
+        if context is not None and Request.HISTORY_IS_CONTEXT not in takes:
             raise ValueError(
                 f"--context {context}: the model of {run.path} reads only positives; omit --context, or train "
                 "with a data.feedback.history_level below target_level"
             )
         _name_unknown(session, config, asked.items, excluded)
-        answer = session.recommend([asked.items], user_ids=[user or ""], is_context=[asked.is_context], **controls)
+        answer = session.recommend([asked.items], user_id=user, history_is_context=[asked.is_context], **controls)
     is_there = answer.item_ids[0] != ""
     found = [of_row[0][is_there] for of_row in (answer.item_ids, answer.scores, answer.group_ids)]
     if not is_there.any():

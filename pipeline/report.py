@@ -141,7 +141,9 @@ def example(config: Config, workdir: Workdir, servable: Path) -> Group:
     history = history_of(config, workdir, user)
     with ServableSession(servable) as session:
         marks = [history.is_context]
-        answer = session.recommend([history.items], user_ids=[user], is_context=marks, num_candidates=_SHOWN_CANDIDATES)
+        answer = session.recommend(
+            [history.items], user_id=user, history_is_context=marks, num_candidates=_SHOWN_CANDIDATES
+        )
     return Group(
         _text(f"User {user}, last of {len(history.positives)} items", style="bold"),
         *(_text(f"  {name}") for name in _names(titles, history.positives[-_SHOWN_HISTORY:])),

@@ -1,6 +1,6 @@
 """The inputs of a signature, and how a request becomes rows that can share a batch with any other's.
 
-Both server and client build on it.
+Server, client and session build on it.
 """
 
 from __future__ import annotations
@@ -38,13 +38,6 @@ class Input:
     padding: Any
 
 
-def require_merges(merges: Iterable[Any]) -> None:
-    """Refuses a misspelt one: the graph, which must not fail other callers' rows, would answer with an empty list."""
-    for unknown in set(merges) - {"", b"", *MERGES, *(name.encode() for name in MERGES)}:
-        found = unknown.decode(errors="replace") if isinstance(unknown, bytes) else unknown
-        raise ValueError(f"input {Request.MERGE!r} must be one of {', '.join(MERGES)}; got {found!r}")
-
-
 class SignatureSpec:
     """A signature's inputs and outputs.
 
@@ -79,18 +72,27 @@ class SignatureSpec:
             if name not in self.inputs:
                 raise ValueError(f"{self.name} has no input {name!r}; it has {', '.join(self.inputs)}")
 
+    def checked(self, given: Mapping[str, np.ndarray]) -> Arrays:
+        """Returns the given inputs.
+
+        Raises:
+            ValueError: an input is unknown, or has the wrong dtype or shape, or there is no such merge.
+        """
+        self.require_known(given)
+        values = {name: _checked(self.inputs[name], value) for name, value in given.items()}
+        if self.lists and Request.MERGE in values:
+            _require_merges(values[Request.MERGE].tolist())
+        return values
+
     def complete(self, given: Mapping[str, np.ndarray]) -> tuple[Arrays, int]:
         """Returns every input with as many rows as the request has, and that number.
 
         An input of one row applies to all rows of the request, as in the graph.
 
         Raises:
-            ValueError: an input is unknown or missing, or has the wrong dtype or shape, or there is no such merge.
+            ValueError: as `checked`, or a required input is missing.
         """
-        self.require_known(given)
-        values = {name: _checked(self.inputs[name], value) for name, value in given.items()}
-        if self.lists and Request.MERGE in values:
-            require_merges(values[Request.MERGE].tolist())
+        values = self.checked(given)
         rows = _rows(values)
         completed = {}
         for name, spec in self.inputs.items():
@@ -152,6 +154,13 @@ def _checked(spec: Input, value: np.ndarray) -> np.ndarray:
     if value.ndim != len(spec.shape) or not fits:
         raise ValueError(f"input {spec.name!r} must be {expected}, got the shape {list(value.shape)}")
     return value
+
+
+def _require_merges(merges: Iterable[Any]) -> None:
+    """Refuses a misspelt one: the graph, which must not fail other callers' rows, would answer with an empty list."""
+    for unknown in set(merges) - {"", b"", *MERGES, *(name.encode() for name in MERGES)}:
+        found = unknown.decode(errors="replace") if isinstance(unknown, bytes) else unknown
+        raise ValueError(f"input {Request.MERGE!r} must be one of {', '.join(MERGES)}; got {found!r}")
 
 
 def _concatenate(values: Sequence[np.ndarray], padding: Any) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +10,10 @@ import pyarrow.parquet as pq
 
 from contracts.artifact import read_manifest
 from contracts.layout import Workdir
-from contracts.names import UserColumn
-from serving.servable_session import Recommendations, Servable, request_inputs
+from contracts.names import Request, Signature, UserColumn
+from serving.request_values import given_inputs, request_arrays
+from serving.servable_session import Recommendations, Servable
+from serving.signature_spec import Arrays, SignatureSpec
 from trainer.catalogue import Catalogue
 from trainer.input.evaluation_users import EvaluationUsers
 from trainer.input.ragged import Ragged
@@ -39,25 +40,24 @@ class UserRequests:
     def __len__(self) -> int:
         return len(self.user_ids)
 
-    def inputs(self, rows: slice, names: Container[str]) -> dict[str, np.ndarray]:
-        """The inputs of serving_default and query_embedding that describe the users, limited to `names`."""
-        asked = request_inputs(
-            self.histories[rows],
-            self.user_ids[rows],
-            {name: values[rows] for name, values in self.told.items()},
-            self.is_context[rows],
-        )
-        return {name: value for name, value in asked.items() if name in names}
+    def given(self, spec: SignatureSpec, rows: slice) -> tuple[list[list[str]], dict[str, Any]]:
+        """The arguments of `Servable.recommend` and `query_embedding` that describe the users."""
+        inputs = {
+            Request.HISTORY_IS_CONTEXT: self.is_context[rows],
+            Request.USER_ID: self.user_ids[rows],
+            **{name: values[rows] for name, values in self.told.items() if name in spec.inputs},
+        }
+        return self.histories[rows], inputs
+
+    def arrays(self, spec: SignatureSpec, rows: slice) -> Arrays:
+        """The inputs that describe the users."""
+        histories, inputs = self.given(spec, rows)
+        return request_arrays(spec, given_inputs(histories, inputs), len(histories))
 
     def ask(self, servable: Servable, rows: slice, **controls: Any) -> Recommendations:
         """What `servable` recommends; `controls` are those of `Servable.recommend`."""
-        return servable.recommend(
-            self.histories[rows],
-            self.user_ids[rows],
-            features={name: values[rows] for name, values in self.told.items() if servable.takes(name)},
-            is_context=self.is_context[rows],
-            **controls,
-        )
+        histories, inputs = self.given(servable.specs[Signature.SERVING_DEFAULT], rows)
+        return servable.recommend(histories, **inputs, **controls)
 
     def batches(self) -> list[slice]:
         """The rows of users in each request that evaluation, validation and the gate make."""

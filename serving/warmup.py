@@ -42,7 +42,7 @@ def write_warmup(version: Path, requests: UserRequests, model_name: str) -> None
             request = predict_pb2.PredictRequest()
             request.model_spec.name = model_name
             request.model_spec.signature_name = spec.name
-            inputs, _ = spec.complete(requests.inputs(rows, spec.inputs))
+            inputs, _ = spec.complete(requests.arrays(spec, rows))
             for name, value in inputs.items():
                 request.inputs[name].CopyFrom(to_proto(value))
             log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))

@@ -25,7 +25,6 @@ from contracts.names import EvaluationField, Split, WindowField
 from serving.export import export
 from serving.graph.transform_graphs import TransformGraph, UserFeatures, VocabularyLookup
 from serving.servable_session import ServableSession
-from serving.signature_spec import SignatureSpec
 from trainer.catalogue import Catalogue
 from trainer.train import train
 
@@ -249,20 +248,20 @@ def test_the_servable_takes_every_kind_of_feature(run: Run):
     user = indexed[int(np.argmax(known["picture"] & known["size"]))]
     row, picture = rows[user], told.pop("picture")
     with ServableSession(version, num_threads=1) as session:
-        stored, _ = session.query_embedding([[], []], [user, "stranger"])
-        given, _ = session.query_embedding([[]], ["stranger"], {name: [value] for name, value in row.items()})
+        stored, _ = session.query_embedding([[], []], user_id=[user, "stranger"])
+        given, _ = session.query_embedding([[]], **{name: [value] for name, value in row.items()})
         np.testing.assert_allclose(given[0], stored[0], rtol=1e-4, atol=1e-5)
         assert np.abs(stored[0] - stored[1]).max() > 1e-4
         nothing = {name: [None if name == "size" else ""] for name in told}
-        missing, _ = session.query_embedding([[]], [user], nothing)
+        missing, _ = session.query_embedding([[]], user_id=user, **nothing)
         np.testing.assert_allclose(missing[0], stored[0], rtol=1e-4, atol=1e-5)
-        two, _ = session.query_embedding([[], []], ["stranger", user], {"picture": [picture, None]})
+        two, _ = session.query_embedding([[], []], user_id=["stranger", user], picture=[picture, None])
         np.testing.assert_allclose(two[1], stored[0], rtol=1e-4, atol=1e-5)
         assert np.abs(two[0] - stored[1]).max() > 1e-4
         for name, value in told.items():
-            other, _ = session.query_embedding([[]], ["stranger"], {name: [value]})
+            other, _ = session.query_embedding([[]], **{name: [value]})
             assert np.abs(other[0] - stored[1]).max() > 1e-5, name
-        spec = SignatureSpec("query_embedding", session.signatures["query_embedding"])
+        spec = session.specs["query_embedding"]
         assert spec.inputs["picture"].shape == (None, 3)
         with pytest.raises(ValueError, match=r"'picture' must be float32 \['\?', 3\], got the shape \[1, 2\]"):
             spec.complete({"picture": np.zeros([1, 2], np.float32)})

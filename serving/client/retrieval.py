@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 import tenacity
-import tensorflow as tf
 from grpc import ChannelCredentials
 
 from contracts.names import Request, Response, Signature
 from serving.client.grpc_transport import GrpcTransport
 from serving.client.rest_transport import RestTransport
 from serving.client.transport import Code, RetrievalError, Target, Transport
-from serving.request_values import is_list, per_user, require_a_list_a_user, require_ids, without_context
-from serving.signature_spec import Arrays, Input, SignatureSpec
+from serving.request_values import given_inputs, request_arrays, require_ids
+from serving.signature_spec import Arrays, SignatureSpec
 
 DEFAULT_TIMEOUT = 5.0
 """Seconds that a call may take, its retries included; infinite for no limit."""
@@ -53,8 +52,7 @@ class RetrievalClient:
 
     It sends every input of the signature with a row per user, filling in the defaults from the servable's
     metadata for what the caller leaves out: TF Serving's REST requires all inputs, and its batches require
-    rows in all of them. Every input of variable width begins with a place of padding, because TF Serving
-    repeats the first value when it pads a batch.
+    rows in all of them.
 
     Overloaded and unreachable servers are asked again, with growing pauses, until the time is up.
 
@@ -134,7 +132,7 @@ class RetrievalClient:
             ValueError: the servable has no such input, or the value does not fit it.
             RetrievalError: the server's refusal, or no answer in time.
         """
-        given = _given(histories, inputs)
+        given = given_inputs(histories, inputs)
         outputs = self._call(Signature.SERVING_DEFAULT, given, len(given[Request.HISTORY]), timeout)
         fields = (outputs[name] for name in (Response.ITEM_IDS, Response.SCORES, Response.GROUP_IDS))
         return [_candidates(*row) for row in zip(*fields, strict=True)]
@@ -146,7 +144,7 @@ class RetrievalClient:
 
         Arguments and errors are those of `recommend`.
         """
-        given = _given(histories, inputs)
+        given = given_inputs(histories, inputs)
         outputs = self._call(Signature.QUERY_EMBEDDING, given, len(given[Request.HISTORY]), timeout)
         return outputs[Response.EMBEDDINGS].astype(np.float32), outputs[Response.INTENT].astype(np.float32)
 
@@ -184,14 +182,14 @@ class RetrievalClient:
         deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
         spec, is_fresh = self._spec(signature, given, deadline)
         try:
-            return self._predict(spec, _arrays(spec, _as_read(spec, given), rows), deadline)
+            return self._predict(spec, request_arrays(spec, given, rows), deadline)
         except (RetrievalError, ValueError) as error:
             # A new version may take other inputs than the one whose metadata is remembered.
             if is_fresh or (isinstance(error, RetrievalError) and error.code not in _REFUSED_INPUTS):
                 raise
             self._specs.pop(signature, None)  # another thread may have been faster
         spec, _ = self._spec(signature, given, deadline)
-        return self._predict(spec, _arrays(spec, _as_read(spec, given), rows), deadline)
+        return self._predict(spec, request_arrays(spec, given, rows), deadline)
 
     def _spec(self, signature: str, given: Mapping[str, Any], deadline: float) -> tuple[SignatureSpec, bool]:
         """Returns the signature, as remembered or newly read from the metadata, and whether it is new."""
@@ -209,7 +207,8 @@ class RetrievalClient:
     def _predict(self, spec: SignatureSpec, inputs: Arrays, deadline: float) -> dict[str, np.ndarray]:
         if not all(map(len, inputs.values())):
             return spec.no_rows()  # not the server's: in JSON, lists without rows say nothing about their columns
-        return _retried(lambda left: self._transport.predict(self._target, spec.name, inputs, left), deadline)
+        whole, _ = spec.complete(inputs)
+        return _retried(lambda left: self._transport.predict(self._target, spec.name, whole, left), deadline)
 
 
 def _retried(call: Callable[[float], _Answer], deadline: float) -> _Answer:
@@ -226,111 +225,6 @@ def _retried(call: Callable[[float], _Answer], deadline: float) -> _Answer:
 def _left(deadline: float) -> float:
     """The seconds left, made a valid timeout: more than 0, and finite."""
     return min(max(deadline - time.monotonic(), 1e-3), _LONGEST_TRY)
-
-
-def _given(histories: Sequence[Sequence[str]], inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """All inputs by name, as values that can be read repeatedly, for the checks and for every try.
-
-    Raises:
-        ValueError: histories are given twice, or not as lists, or their marks do not fit them.
-    """
-    if Request.HISTORY in inputs:
-        raise ValueError(
-            f"the histories are the first argument: leave out {Request.HISTORY}={inputs[Request.HISTORY]!r}"
-        )
-    given = {name: _kept(value) for name, value in {Request.HISTORY: histories, **inputs}.items()}
-    require_a_list_a_user(given[Request.HISTORY])
-    _require_a_mark_an_event(given[Request.HISTORY], given.get(Request.HISTORY_IS_CONTEXT))
-    return given
-
-
-def _kept(value: Any) -> Any:
-    """The value, with iterators replaced by lists, also within it: an iterator can be read only once."""
-    if not is_list(value):
-        return value
-    return [list(one) if isinstance(one, Iterator) else one for one in value]
-
-
-def _require_a_mark_an_event(histories: Sequence[Sequence[str]], marks: Any) -> None:
-    """Requires a mark per event: padding goes before each list, so fewer marks would apply to the last events."""
-    if marks is None:
-        return
-    if not is_list(marks):
-        raise ValueError(f"input {Request.HISTORY_IS_CONTEXT!r} must hold a list per user; got {marks!r}")
-    lengths = [[len(one) for one in lists if is_list(one)] for lists in (list(histories), list(marks))]
-    if lengths[0] != lengths[1]:
-        raise ValueError(
-            f"input {Request.HISTORY_IS_CONTEXT!r} must hold a list per user, with a value per event of the history: "
-            f"the histories have {lengths[0]} events, the lists {lengths[1]} values"
-        )
-    if broken := [mark for one in filter(is_list, marks) for mark in one if mark not in (True, False, None)]:
-        raise ValueError(f"input {Request.HISTORY_IS_CONTEXT!r} must hold true or false; got {broken[0]!r}")
-
-
-def _as_read(spec: SignatureSpec, given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Leaves out events marked as context if the model takes no marks, as after a rollback to such a model."""
-    marks = given.get(Request.HISTORY_IS_CONTEXT)
-    if marks is None or Request.HISTORY_IS_CONTEXT in spec.inputs:
-        return given
-    read = {**given, Request.HISTORY: without_context(given[Request.HISTORY], marks)}
-    del read[Request.HISTORY_IS_CONTEXT]
-    return read
-
-
-def _arrays(spec: SignatureSpec, given: Mapping[str, Any], rows: int) -> Arrays:
-    spec.require_known(given)
-    inputs = {name: _array(spec.inputs[name], value, rows) for name, value in given.items() if value is not None}
-    return spec.complete(inputs)[0]
-
-
-def _array(spec: Input, value: Any, rows: int) -> np.ndarray:
-    """A row per user; an input of variable width is padded on the left, by at least one place."""
-    if len(spec.shape) == 1 or spec.shape[1] is not None:
-        value = list(value) if is_list(value) else value
-        if is_list(value) and (any(map(is_list, value)) or _is_none_of_each(spec, value, rows)):
-            value = [[None] * (spec.shape[-1] or 1) if one is None else one for one in value]  # a list per user
-        array = _cast(spec, np.asarray(value, object))
-        if array.ndim > len(spec.shape):
-            raise ValueError(f"input {spec.name!r} is nested too deeply: give one value for all, or one per user")
-        if array.ndim == len(spec.shape) and len(array) not in (1, rows):
-            raise ValueError(f"input {spec.name!r} must have one value, or one per user ({rows}); got {len(array)}")
-        return np.broadcast_to(array, [rows, *array.shape[max(array.ndim - len(spec.shape) + 1, 0) :]])
-    lists = [tuple(one) for one in per_user(spec.name, value, rows)]
-    padded = np.full([rows, 1 + max(map(len, lists), default=0)], spec.padding, object)
-    for row, one in enumerate(lists):
-        padded[row, padded.shape[1] - len(one) :] = one
-    return _cast(spec, padded)
-
-
-def _is_none_of_each(spec: Input, value: Any, rows: int) -> bool:
-    """Whether the list is left out for every user, as it may be for some."""
-    return len(spec.shape) > 1 and len(value) == rows and all(one is None for one in value)
-
-
-def _cast(spec: Input, values: np.ndarray) -> np.ndarray:
-    """Casts to the input's dtype; None becomes what the servable takes for a missing value."""
-    flat = [spec.padding if value is None else value for value in values.ravel().tolist()]
-    try:
-        if spec.dtype == tf.string:
-            cast = np.empty(len(flat), object)
-            cast[:] = [_as_bytes(value) for value in flat]
-        else:
-            broken = [value for value in flat if spec.dtype.is_integer and value != int(value)]
-            if broken:
-                raise ValueError(f"{broken[0]!r} is not a whole number")
-            cast = np.array(flat, spec.dtype.as_numpy_dtype)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"input {spec.name!r} must hold {spec.dtype.name}: {error}") from None
-    return cast.reshape(values.shape)
-
-
-def _as_bytes(value: Any) -> bytes:
-    """Does not use bytes(value) for other types: for a number, that is as many zeros."""
-    if isinstance(value, str):
-        return value.encode()
-    if isinstance(value, bytes):
-        return value
-    raise TypeError(f"{value!r} is not a string; ids are strings, so write str({value!r})")
 
 
 def _candidates(item_ids: np.ndarray, scores: np.ndarray, group_ids: np.ndarray) -> Candidates:

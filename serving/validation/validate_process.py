@@ -103,7 +103,7 @@ def _check_servable(
     batches = requests.batches()
     failures = []
     with ThreadPoolExecutor(1) as pool, ServableSession(path) as session:
-        inputs = requests.inputs(batches[0], session.signatures[Signature.SERVING_DEFAULT].inputs)
+        inputs = requests.arrays(session.specs[Signature.SERVING_DEFAULT], batches[0])
         in_c = pool.submit(_c_api_answer, path, index, inputs)  # in a separate process, in parallel with the rest
         warmed = _replay_warmup(session, path)
         if not warmed:
@@ -168,13 +168,11 @@ def _replay_warmup(session: ServableSession, servable: Path) -> int:
 
 
 def _embed(servable: Servable, requests: UserRequests, rows: slice, index_of: Mapping[str, int]) -> EmbeddedRequests:
-    histories, is_context = requests.histories[rows], requests.is_context[rows]
+    histories, inputs = requests.given(servable.specs[Signature.QUERY_EMBEDDING], rows)
     excluded = np.zeros([len(histories), len(index_of)], bool)
-    for row, positives in enumerate(without_context(histories, is_context)):
+    for row, positives in enumerate(without_context(histories, requests.is_context[rows])):
         excluded[row, [index_of[item] for item in positives]] = True
-    told = {name: values[rows] for name, values in requests.told.items()}
-    embedded = servable.query_embedding(histories, requests.user_ids[rows], told, is_context)
-    return EmbeddedRequests(*embedded, excluded)
+    return EmbeddedRequests(*servable.query_embedding(histories, **inputs), excluded)
 
 
 def _row_controls(

@@ -47,7 +47,7 @@ def test_the_servable_finds_what_the_page_says(run: tuple[list[str], Path]) -> N
     with ServableSession(exported_servable(Workdir(run[1]))) as session:
         assert "page" in session.signatures[Signature.SERVING_DEFAULT].inputs
         for page, items in PAGES.items():
-            (found,) = session.recommend([["i1", "i21"]], features={"page": [page]}, num_candidates=10).item_ids
+            (found,) = session.recommend([["i1", "i21"]], page=page, num_candidates=10).item_ids
             assert np.isin(found, [f"i{item}" for item in items]).mean() > 0.9, page
 
 

@@ -18,7 +18,7 @@ from beam_jobs import groups, merge_spans, statistics, windows
 from contracts.artifact import writing
 from contracts.config import Config
 from contracts.layout import Workdir
-from contracts.names import EventColumn, Split
+from contracts.names import EventColumn, Signature, Split
 from contracts.patterns import identities
 from contracts.store_layout import SpanParts
 from pipeline.retraining.evidence import measure
@@ -138,12 +138,13 @@ ANSWERS = {
 
 
 class Session(AbstractContextManager):
-    """A servable that answers everybody alike."""
+    """A servable that answers everybody alike, and takes nothing of its own."""
 
     def __init__(self, path: Path):
+        self.specs = {Signature.SERVING_DEFAULT: SimpleNamespace(inputs={})}
         self._items, self._scores = ANSWERS[path.name]
 
-    def recommend(self, histories: list[list[str]], user_ids: list[str], **controls: Any) -> Recommendations:
+    def recommend(self, histories: list[list[str]], **_: Any) -> Recommendations:
         items, scores = (np.tile(np.array(row), (len(histories), 1)) for row in (self._items, self._scores))
         return Recommendations(items.astype(object), scores, np.zeros(items.shape, int))
 
@@ -188,8 +189,8 @@ def test_lists_have_the_length_that_is_asked_for_and_popularity_serves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Obedient(Session):
-        def recommend(self, histories: list[list[str]], user_ids: list[str], **controls: Any) -> Recommendations:
-            found, k = super().recommend(histories, user_ids), controls.get("num_candidates", 1)
+        def recommend(self, histories: list[list[str]], **inputs: Any) -> Recommendations:
+            found, k = super().recommend(histories, **inputs), inputs.get("num_candidates", 1)
             return Recommendations(found.item_ids[:, :k], found.scores[:, :k], found.group_ids[:, :k])
 
     monkeypatch.setattr(servable_session, "ServableSession", Obedient)

@@ -8,11 +8,20 @@ from typing import Any
 import numpy as np
 
 from contracts.config import ServingConfig
-from contracts.names import MERGES
+from contracts.names import MERGES, Request
 from serving.servable_session import Recommendations, ServableSession
 from serving.validation.checks import EmbeddedRequests, ListsVerdict, check_lists
 from serving.validation.exact_merge import Corpus, RowControls
 from trainer.catalogue import Catalogue
+
+
+def history_inputs(histories: Sequence[Sequence[str]], user_ids: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Raw inputs, histories padded on the right as other callers may."""
+    width = max(map(len, histories), default=0)
+    inputs = {Request.HISTORY: [[*history, *[""] * (width - len(history))] for history in histories]}
+    if user_ids:
+        inputs[Request.USER_ID] = list(user_ids)
+    return {name: np.char.encode(np.array(values, str)).astype(object) for name, values in inputs.items()}
 
 
 def corpus_of(session: ServableSession, catalogue: Catalogue) -> Corpus:

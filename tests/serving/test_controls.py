@@ -1,8 +1,5 @@
 """What a request may ask for, before anything is searched."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,7 +7,6 @@ import tensorflow as tf
 from contracts.config import ServingConfig
 from contracts.names import Request
 from serving.graph.controls import Controls
-from serving.servable_session import Servable
 
 
 def test_boosts_and_listed_groups_are_each_rows_own() -> None:
@@ -106,23 +102,3 @@ def test_a_list_is_no_longer_than_the_servable_allows(num_items: int, largest: i
         controls = Controls.of(request, serving, num_items, share)
         np.testing.assert_array_equal(controls.num_candidates, [6, 5, largest, 6])
         np.testing.assert_array_equal(controls.num_exploration, explored)
-
-
-class _Recorder(Servable):
-    """Answers nothing, and keeps the inputs."""
-
-    def __init__(self) -> None:
-        self.inputs: Mapping[str, Any] = {}
-
-    def predict(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        self.inputs = inputs
-        return {"item_ids": np.empty([1, 0], object), "scores": np.empty([1, 0]), "group_ids": np.empty([1, 0])}
-
-
-@pytest.mark.filterwarnings("error")
-def test_what_is_beyond_a_float32_is_infinite() -> None:
-    """Of which the servable makes its largest, as it does of what a client sends; the largest float32 is 3.4e38."""
-    servable = _Recorder()
-    servable.recommend([["i"]], features={"price": [1e39]}, alpha=1e39, group_boost=[[1e39, 1.0]])
-    assert servable.inputs[Request.ALPHA].tolist() == servable.inputs["price"].tolist() == [float("inf")]
-    assert servable.inputs[Request.GROUP_BOOST].tolist() == [[float("inf"), 1.0]]

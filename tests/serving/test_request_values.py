@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from contracts.names import Request, Response, Signature
-from serving.request_values import per_user
-from serving.servable_session import ServableSession, request_inputs
+from serving.request_values import request_arrays
+from serving.servable_session import ServableSession
+from tests.serving.asking import history_inputs
 
 
 @pytest.fixture(scope="module")
@@ -23,21 +24,26 @@ def session(servable: Path) -> Iterator[ServableSession]:
     [
         (["i1", "i2"], {}, r"write \[\['i1', ...\]\]"),
         ("i1", {}, r"write \[\['i1', ...\]\]"),
-        ([[1, 2]], {}, "ids are strings"),
-        ([["i1"]], {"user_ids": ["u1", "u2"]}, r"'user_id' must have one value per user \(1\); got 2"),
-        ([["i1"], []], {"features": {"price": [1.0]}}, r"'price' must have one value per user \(2\); got 1"),
+        ([[1, 2]], {}, "1 is not a string; ids are strings"),
+        ([["i1"]], {"user_id": ["u1", "u2"]}, r"'user_id' must have one value, or one per user \(1\); got 2"),
+        ([["i1"], []], {"age": [1.0, 2.0, 3.0]}, r"'age' must have one value, or one per user \(2\); got 3"),
         ([["i1"]], {"exclude_item_ids": "i2"}, "'exclude_item_ids' must be a list"),
         ([["i1"], []], {"exclude_item_ids": [["i2"]]}, r"a list per user \(2\); got 1"),
         ([["i1"], []], {"groups": [[0], 1]}, "got 1 for one"),
         ([["i1"]], {"groups": 1}, "'groups' must be a list"),
-        ([["i1"], []], {"num_candidates": [1, 2, 3]}, "broadcast"),
-        ([["i1"]], {"num_candidates": 5.9}, "'num_candidates' must hold int32, whole numbers below 2.31; got 5.9"),
-        ([["i1"]], {"max_groups": 2**31}, "'max_groups' must hold int32, .* got 2147483648"),
+        (
+            [["i1"], []],
+            {"num_candidates": [1, 2, 3]},
+            r"'num_candidates' must have one value, or one per user \(2\); got 3",
+        ),
+        ([["i1"]], {"num_candidates": 5.9}, "'num_candidates' must hold int32: 5.9 is not a whole number"),
+        ([["i1"]], {"max_groups": 2**31}, "'max_groups' must hold int32: .* 2147483648 out of bounds"),
         ([["i1"]], {"num_exploration": [2**70]}, "'num_exploration' must hold int32"),
-        ([["i1"]], {"num_candidates": "many"}, "'num_candidates' must hold int32, .* got 'many'"),
-        ([["i1"], []], {"groups": [[0], [1.7]]}, r"'groups' must hold int32, .* got \[1.7\]"),
+        ([["i1"]], {"num_candidates": "many"}, "'num_candidates' must hold int32: .* 'many'"),
+        ([["i1"], []], {"groups": [[0], [1.7]]}, "'groups' must hold int32: 1.7 is not a whole number"),
+        ([["i1"]], {"group_boost": [1.0] * 3}, r"'group_boost' must be float32 \['\?', 5\], got the shape \[1, 3\]"),
         ([["i1"]], {"merge": "bogus"}, "'merge' must be one of quota, score, round_robin; got 'bogus'"),
-        ([["i1"], []], {"merge": ["score", 7]}, "'merge' must be one of .*; got 7"),
+        ([["i1"], []], {"merge": ["score", 7]}, "'merge' must hold string: 7 is not a string"),
     ],
 )
 def test_wrong_arguments_are_refused(
@@ -49,7 +55,7 @@ def test_wrong_arguments_are_refused(
 
 def test_a_merge_that_there_is_not_empties_its_row_alone(session: ServableSession) -> None:
     """In the graph, as in a batch of TF Serving that holds other callers' rows."""
-    inputs = {**request_inputs([["i5"], ["i6"]]), Request.MERGE: np.array([b"avarage", b""], object)}
+    inputs = {**history_inputs([["i5"], ["i6"]]), Request.MERGE: np.array([b"avarage", b""], object)}
     full = len(session.recommend([["i6"]]).item_ids[0])
     item_ids = session.predict(Signature.SERVING_DEFAULT, inputs)[Response.ITEM_IDS]
     assert (item_ids != b"").sum(axis=1).tolist() == [0, full]
@@ -71,6 +77,17 @@ def test_one_list_for_all_is_that_list_for_each(session: ServableSession, name: 
     assert len(of_all.item_ids) == 2
 
 
-def test_a_user_may_go_without_a_list() -> None:
-    assert per_user("groups", [[1], None], 2) == [[1], ()]
-    assert per_user("groups", [], 2) == [[], []]
+@pytest.mark.filterwarnings("error")
+def test_what_is_beyond_a_float32_is_infinite(session: ServableSession) -> None:
+    """Of which the servable makes its largest; the largest float32 is 3.4e38."""
+    given = {Request.ALPHA: 1e39, "age": [1e39], Request.GROUP_BOOST: [[1e39, 1.0, 1.0, 1.0, -1e39]]}
+    arrays = request_arrays(session.specs[Signature.SERVING_DEFAULT], given, 1)
+    assert arrays[Request.ALPHA].tolist() == arrays["age"].tolist() == [np.inf]
+    assert arrays[Request.GROUP_BOOST].tolist() == [[np.inf, 1.0, 1.0, 1.0, -np.inf]]
+
+
+def test_a_user_may_go_without_a_list(session: ServableSession) -> None:
+    """Lists are padded on the left, by one place at least: TF Serving pads a batch with a row's first value."""
+    spec = session.specs[Signature.SERVING_DEFAULT]
+    for groups, padded in (([[1], None, [2, 3]], [[-1, -1, 1], [-1, -1, -1], [-1, 2, 3]]), ([], [[-1]] * 3)):
+        assert request_arrays(spec, {Request.GROUPS: groups}, 3)[Request.GROUPS].tolist() == padded

@@ -184,7 +184,7 @@ def test_query_embeddings_are_the_trainers(session, trained):
     users = EvaluationUsers.load(trained.workdir, Split.TEST)
     queries, log_intent = encode_users(load_model(trained.config, trained.workdir, MODEL), users)
     requests = user_requests(trained.workdir, trained.catalogue, users)
-    served, intent = session.query_embedding(requests.histories, requests.user_ids, requests.told)
+    served, intent = session.query_embedding(requests.histories, user_id=requests.user_ids, **requests.told)
     np.testing.assert_allclose(served, queries, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(intent, np.exp(log_intent), rtol=1e-4, atol=1e-6)
 
@@ -202,19 +202,19 @@ def test_features_given_override_the_stored_ones(session):
     # User u1 is stored as gender 2 ("m"), tags 2, 3 ("green", "blue"), and an age scaled by 1/100.
     age = float(np.linspace(0.1, 0.9, NUM_USERS).astype(np.float32)[1] * 100)
     features = {"gender": ["m"], "tags": ["green|blue"], "age": [age]}
-    stored, _ = session.query_embedding([["i1"]], ["u1"])
-    same, _ = session.query_embedding([["i1"]], ["nobody"], features)
-    nothing, _ = session.query_embedding([["i1"]], ["u1"], {"gender": [""], "tags": [""], "age": [None]})
+    stored, _ = session.query_embedding([["i1"]], user_id="u1")
+    same, _ = session.query_embedding([["i1"]], user_id="nobody", **features)
+    nothing, _ = session.query_embedding([["i1"]], user_id="u1", gender="", tags="", age=None)
     np.testing.assert_allclose(same, stored, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(nothing, stored, rtol=1e-5, atol=1e-6)
     for name, value in {"gender": "f", "tags": "green|red", "age": 1.0}.items():
-        other, _ = session.query_embedding([["i1"]], ["u1"], {name: [value]})
+        other, _ = session.query_embedding([["i1"]], user_id="u1", **{name: value})
         assert np.abs(other - stored).max() > 1e-4, name
 
 
 def test_what_a_request_tells_changes_its_vectors_and_what_is_not_listed_is_nothing(session):
     def asked(**told: str) -> np.ndarray:
-        return session.query_embedding([["i1"]], features={name: [value] for name, value in told.items()})[0]
+        return session.query_embedding([["i1"]], **told)[0]
 
     nothing = asked()
     for same in (asked(page="", device=""), asked(page="cellar"), asked(page="Home", device=" web")):
@@ -355,13 +355,12 @@ def test_any_input_may_be_left_out(session):
 
 @pytest.mark.parametrize("name", ["age", "gender"])
 def test_a_feature_that_all_rows_lack_is_as_if_left_out(session, name):
-    lacking = session.recommend([["i1"], ["i2"]], features={name: [None, None]})
+    lacking = session.recommend([["i1"], ["i2"]], **{name: [None, None]})
     assert lacking.item_ids.tolist() == session.recommend([["i1"], ["i2"]]).item_ids.tolist()
 
 
 def test_a_feature_out_of_range_does_not_hurt_the_neighbours(session):
-    features = {"age": [float("nan"), float("inf"), 3e38, None]}
-    lists = session.recommend([["i1"]] * 4, features=features)
+    lists = session.recommend([["i1"]] * 4, age=[float("nan"), float("inf"), 3e38, None])
     alone = session.recommend([["i1"]])
     assert np.isfinite(lists.scores).all()
     assert lists.item_ids[0].tolist() == lists.item_ids[1].tolist() == lists.item_ids[3].tolist()

@@ -1,5 +1,6 @@
 """Models whose towers read a request otherwise, exported and served."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,12 +13,12 @@ import tensorflow as tf
 from contracts.config import Config, LossConfig, TrainingConfig
 from contracts.config.data import FeedbackConfig
 from contracts.layout import SAVED_MODEL
-from contracts.names import Split
+from contracts.names import Request, Response, Signature, Split
 from serving.export import export
 from serving.servable_session import ServableSession
 from serving.user_requests import user_requests
 from serving.validation.validate_process import check_servables
-from tests.serving.asking import check, corpus_of
+from tests.serving.asking import check, corpus_of, history_inputs
 from tests.serving.conftest import Trained, make_config, write_model
 from trainer.catalogue import Catalogue
 from trainer.evaluation.ranking import ExactRanking, encode_users
@@ -45,7 +46,7 @@ def test_a_variant_is_served_as_it_was_evaluated(name: str, trained: Trained) ->
     assert np.abs(queries - queries[:, :1]).max() > 1e-2, "all groups have the same vector"
     requests = user_requests(trained.workdir, trained.catalogue, users)
     with ServableSession(version, num_threads=1) as session:
-        served, intent = session.query_embedding(requests.histories, requests.user_ids, requests.told)
+        served, intent = session.query_embedding(requests.histories, user_id=requests.user_ids, **requests.told)
         np.testing.assert_allclose(served, queries, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(intent, np.exp(log_intent), rtol=1e-4, atol=1e-6)
         corpus = corpus_of(session, trained.catalogue)
@@ -94,21 +95,21 @@ def test_the_share_of_cold_items_is_served_as_it_was_evaluated(
     write_model(config, trained.workdir, "exploring", seed=7, exploration_share=0.3)
     users = EvaluationUsers.load(trained.workdir, Split.TEST)
     requests = user_requests(trained.workdir, trained.catalogue, users)
-    asked = requests.histories, requests.user_ids, requests.told
+    asked = functools.partial(requests.ask, rows=slice(None))
     model, index_of = load_model(config, trained.workdir, "exploring"), index_by_id(trained.catalogue)
     is_cold = trained.catalogue.train_count == 0
     with ServableSession(export(config, trained.workdir, "exploring", "fingerprint"), num_threads=1) as session:
         for merge, length in itertools.product(("score", "quota"), (10, 25)):
-            lists = index_of(session.recommend(*asked, merge=merge, num_candidates=length).item_ids)
+            lists = index_of(asked(session, merge=merge, num_candidates=length).item_ids)
             # 3 of 10; 7.5 of 25 are 8. Random weights place cold items as high as others.
             assert is_cold[lists].sum(axis=1).min() >= {10: 3, 25: 8}[length]
             ranking = ExactRanking(model, trained.catalogue, users, 0.3)
             np.testing.assert_array_equal(lists, ranking.lists(merge, config.serving.alpha, length))
-        plain = index_of(session.recommend(*asked, num_candidates=25, num_exploration=0).item_ids)
+        plain = index_of(asked(session, num_candidates=25, num_exploration=0).item_ids)
     np.testing.assert_array_equal(plain, ExactRanking(model, trained.catalogue, users).lists("score", 1.0, 25))
     without = make_config(indexes=("exact",), model_name="not_exploring", exploration_share=0.0)
     with ServableSession(export(without, trained.workdir, "exploring", "fingerprint"), num_threads=1) as session:
-        np.testing.assert_array_equal(index_of(session.recommend(*asked, num_candidates=25).item_ids), plain)
+        np.testing.assert_array_equal(index_of(asked(session, num_candidates=25).item_ids), plain)
 
 
 def test_context_is_served_as_it_was_evaluated(trained: Trained) -> None:
@@ -121,20 +122,25 @@ def test_context_is_served_as_it_was_evaluated(trained: Trained) -> None:
     version = export(config, trained.workdir, "context", "fingerprint")
     with ServableSession(version, num_threads=1) as session:
         queries, _ = encode_users(model, users)
-        marks = requests.is_context
-        asked = requests.histories, requests.user_ids, requests.told
-        served, _ = session.query_embedding(*asked, is_context=marks)
+        histories, told = requests.given(session.specs[Signature.QUERY_EMBEDDING], slice(None))
+        served, _ = session.query_embedding(histories, **told)
         np.testing.assert_allclose(served, queries, rtol=1e-4, atol=1e-4)
-        unmarked, _ = session.query_embedding(*asked)
+        unmarked, _ = session.query_embedding(histories, **{**told, Request.HISTORY_IS_CONTEXT: None})
         assert np.abs(served - unmarked).max() > 1e-2
         lists = index_of(requests.ask(session, slice(None), num_candidates=25).item_ids)
         np.testing.assert_array_equal(lists, ExactRanking(model, trained.catalogue, users).lists("score", 1.0, 25))
         # Of marks, those that are left out are none, and those beyond the history are nobody's.
-        few = session.query_embedding([["i1", "i2", "i3"]] * 2, is_context=[[True], [True] + [False] * 9])
-        np.testing.assert_allclose(few[0][:1], few[0][1:], rtol=1e-5, atol=1e-5)
+        one = history_inputs([["i1", "i2", "i3"]])
+        few, many = (
+            session.predict(Signature.QUERY_EMBEDDING, {**one, Request.HISTORY_IS_CONTEXT: np.array([marks])})
+            for marks in ([True], [True] + [False] * 9)
+        )
+        np.testing.assert_allclose(few[Response.EMBEDDINGS], many[Response.EMBEDDINGS], rtol=1e-5, atol=1e-5)
         # Shown and then taken, or shown twice: read as training reads it.
-        twice = session.query_embedding([["i1", "i2", "i1", "i3", "i3"]], is_context=[[True, False, False, True, True]])
-        once = session.query_embedding([["i2", "i1", "i3"]], is_context=[[False, False, True]])
+        twice = session.query_embedding(
+            [["i1", "i2", "i1", "i3", "i3"]], history_is_context=[[True, False, False, True, True]]
+        )
+        once = session.query_embedding([["i2", "i1", "i3"]], history_is_context=[[False, False, True]])
         np.testing.assert_allclose(twice[0], once[0], rtol=1e-5, atol=1e-5)
     assert check_servables(config, trained.workdir, version)["failures"] == []
 
@@ -145,9 +151,11 @@ def test_where_repeats_are_kept_those_of_context_are_not(trained: Trained) -> No
     write_model(config, trained.workdir, "repeats", seed=9)
     with ServableSession(export(config, trained.workdir, "repeats", "fingerprint"), num_threads=1) as session:
         history, marks = ["i1", "i2", "i4", "i1", "i3", "i2", "i3"], [True, False, True, False, True, False, True]
-        raw, _ = session.query_embedding([history], is_context=[marks])
-        read, _ = session.query_embedding([["i2", "i4", "i1", "i3", "i2"]], is_context=[[False, True] * 2 + [False]])
-        once, _ = session.query_embedding([["i2", "i4", "i1", "i3"]], is_context=[[False, True] * 2])
+        raw, _ = session.query_embedding([history], history_is_context=[marks])
+        read, _ = session.query_embedding(
+            [["i2", "i4", "i1", "i3", "i2"]], history_is_context=[[False, True] * 2 + [False]]
+        )
+        once, _ = session.query_embedding([["i2", "i4", "i1", "i3"]], history_is_context=[[False, True] * 2])
     np.testing.assert_allclose(raw, read, rtol=1e-5, atol=1e-5)
     assert np.abs(raw - once).max() > 1e-3
 
@@ -162,7 +170,7 @@ def context_config(model_name: str, **windows: str) -> Config:
 def test_a_model_without_context_is_asked_without_it(servables: dict[str, Path]) -> None:
     """As the gate asks the version that serves, where the next one is the first to read context."""
     with ServableSession(servables["exact"], num_threads=1) as session:
-        marked = session.recommend([["i1", "i2", "i3"]], is_context=[[False, True, False]], num_candidates=9)
+        marked = session.recommend([["i1", "i2", "i3"]], history_is_context=[[False, True, False]], num_candidates=9)
         plain = session.recommend([["i1", "i3"]], num_candidates=9)
     assert marked.item_ids.tolist() == plain.item_ids.tolist()
 

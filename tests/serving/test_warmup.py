@@ -40,14 +40,13 @@ def test_records_can_be_batched_and_their_answers_are_those_without_defaults(
     number = trained.config.serving.warmup_requests
     users = EvaluationUsers.load(trained.workdir, Split.VALIDATION, number)
     asked = user_requests(trained.workdir, trained.catalogue, users)
-    told = (Request.HISTORY, Request.USER_ID, "page", "device")
     records = list(read_warmup(servables[index]))
     with ServableSession(servables[index], num_threads=1) as session:
         sizes = [task_size(session.signatures[signature], inputs) for signature, inputs in records]
         assert sizes == [1] * (number - 1) + [number]
         for row, (signature, inputs) in enumerate(records):
             rows = slice(row, row + 1) if row < number - 1 else slice(None)
-            expected = session.predict(signature, asked.inputs(rows, told))
+            expected = session.predict(signature, asked.arrays(session.specs[signature], rows))
             for name, value in session.predict(signature, inputs).items():
                 np.testing.assert_array_equal(value, expected[name])
 
@@ -55,7 +54,8 @@ def test_records_can_be_batched_and_their_answers_are_those_without_defaults(
 def test_the_last_record_fills_a_batch_and_no_more(tmp_path: Path, servables: dict[str, Path]) -> None:
     shutil.copy(servables["exact"] / SAVED_MODEL, tmp_path)
     users = [f"u{user}" for user in range(70)]
-    requests = UserRequests(users, [["i1"] * (user % 3) for user in range(70)], [[]] * 70, {"page": ["home"] * 70})
+    histories, is_context = ([[value] * (user % 3) for user in range(70)] for value in ("i1", False))
+    requests = UserRequests(users, histories, is_context, {"page": ["home"] * 70})
     write_warmup(tmp_path, requests, "dnc")
     definition = read_signatures(tmp_path)[Signature.SERVING_DEFAULT]
     records = [inputs for _, inputs in read_warmup(tmp_path)]

@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from contracts.names import Response, Signature
-from serving.servable_session import ServableSession, request_inputs
+from serving.servable_session import ServableSession
 from serving.validation.loaders import EagerServable
+from tests.serving.asking import history_inputs
 
 
 def main() -> None:
     paths, report = [Path(argument) for argument in sys.argv[1:3]], Path(sys.argv[3])
     item_ids = np.array([f"i{index}".encode() for index in range(1, 945)], object)
-    inputs = request_inputs([["i1", "i2"], ["i30"], []])
+    inputs = history_inputs([["i1", "i2"], ["i30"], []])
     errors = {}
     for loader in (EagerServable, ServableSession):
         loaded = [loader(path) for path in paths]

@@ -22,7 +22,7 @@ from tests.serving.server.answering import Answering, answering
 def test_lists_are_the_sessions(client, session):
     histories, users = [["i1", "i2"], [], ["i3", "nobody", "i4"]], ["u1", "", "u2"]
     found = client.recommend(histories, user_id=users, num_candidates=[3, 5, 4], alpha=0.5)
-    expected = session.recommend(histories, users, num_candidates=[3, 5, 4], alpha=0.5)
+    expected = session.recommend(histories, user_id=users, num_candidates=[3, 5, 4], alpha=0.5)
     for row, (size, candidates) in enumerate(zip([3, 5, 4], found, strict=True)):
         assert candidates.item_ids == expected.item_ids[row, :size].tolist()
         np.testing.assert_allclose(candidates.scores, expected.scores[row, :size], rtol=1e-4, atol=1e-4)
@@ -33,7 +33,7 @@ def test_lists_are_the_sessions(client, session):
 def test_features_are_inputs_by_name_and_none_is_a_missing_value(client, session):
     features = {"gender": ["m", None], "age": [30.0, None], "page": ["search", None]}
     served, intent = client.query_embedding([["i1"], ["i1"]], **features)
-    expected = session.query_embedding([["i1"], ["i1"]], features=features)
+    expected = session.query_embedding([["i1"], ["i1"]], **features)
     np.testing.assert_allclose(served, expected[0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(intent, expected[1], rtol=1e-4, atol=1e-5)
 
@@ -83,7 +83,7 @@ def test_marks_that_are_not_one_an_event_are_refused(client, marks):
 def test_a_model_without_context_is_asked_without_it(client, session):
     """As in this process, and again where the metadata is remembered: a rollback is no outage of those who mark."""
     marks = [[False, True, False], [True]]
-    expected = session.recommend([["i1", "i2", "i3"], ["i4"]], is_context=marks, num_candidates=9)
+    expected = session.recommend([["i1", "i2", "i3"], ["i4"]], history_is_context=marks, num_candidates=9)
     for _ in range(2):
         found = client.recommend([["i1", "i2", "i3"], ["i4"]], history_is_context=marks, num_candidates=9)
         assert [one.item_ids for one in found] == expected.item_ids.tolist()

@@ -17,11 +17,11 @@ from tensorflow_serving.apis import (
 
 from contracts.config import ServerConfig
 from contracts.names import Request, Response, Signature
-from serving.servable_session import request_inputs
 from serving.server.errors import Code
 from serving.server.grpc_api import GrpcApi
 from serving.server.metrics import Metrics
 from serving.server.models import Models
+from tests.serving.asking import history_inputs
 
 AVAILABLE = get_model_status_pb2.ModelVersionStatus.AVAILABLE
 
@@ -67,7 +67,7 @@ def assert_same(answer: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
 
 @pytest.mark.parametrize("signature", ["", Signature.SERVING_DEFAULT, Signature.QUERY_EMBEDDING])
 def test_answers_are_the_sessions(predict, session, signature):
-    inputs = request_inputs([["i1", "i2"], ["i3"]], ["u1", "nobody"])
+    inputs = history_inputs([["i1", "i2"], ["i3"]], ["u1", "nobody"])
     if signature != Signature.QUERY_EMBEDDING:
         inputs[Request.NUM_CANDIDATES] = np.array([7, 4], np.int32)
     response = predict.Predict(request(inputs, signature=signature))
@@ -83,14 +83,14 @@ def test_candidate_embedding(predict, session):
 
 
 def test_output_filter(predict):
-    message = request(request_inputs([["i1"]]))
+    message = request(history_inputs([["i1"]]))
     message.output_filter.append(Response.SCORES)
     assert list(predict.Predict(message).outputs) == [Response.SCORES]
 
 
 def test_values_are_where_clients_of_tf_serving_look(predict, session):
     """One by one: TF Serving's own examples read `float_val`, which is empty where values are one block of bytes."""
-    inputs = request_inputs([["i1", "i2"]])
+    inputs = history_inputs([["i1", "i2"]])
     outputs = predict.Predict(request(inputs)).outputs
     expected = session.predict(Signature.SERVING_DEFAULT, inputs)
     assert list(outputs[Response.ITEM_IDS].string_val) == expected[Response.ITEM_IDS].ravel().tolist()
@@ -101,7 +101,7 @@ def test_values_are_where_clients_of_tf_serving_look(predict, session):
 @pytest.mark.parametrize("times", [2, 1000])
 def test_an_output_that_is_asked_for_more_than_once_is_refused(predict, times):
     """As in TF Serving's predict_util.cc: "duplicate output tensor alias"."""
-    message = request(request_inputs([["i1"]]))
+    message = request(history_inputs([["i1"]]))
     message.output_filter.extend([Response.SCORES] * times)
     with pytest.raises(grpc.RpcError, match="must name each output only once") as raised:
         predict.Predict(message)
@@ -110,7 +110,7 @@ def test_an_output_that_is_asked_for_more_than_once_is_refused(predict, times):
 
 @pytest.mark.parametrize("spec", [{"version": 1}, {"label": "stable"}, {}])
 def test_versions_are_named_by_number_or_label(predict, spec):
-    assert predict.Predict(request(request_inputs([["i1"]]), **spec)).model_spec.version.value == 1
+    assert predict.Predict(request(history_inputs([["i1"]]), **spec)).model_spec.version.value == 1
 
 
 def test_an_empty_batch_has_an_empty_answer(predict):
@@ -205,7 +205,7 @@ def test_odd_but_allowed_requests_are_answered(predict, session, trained):
     """Unknown ids only, a history of 10,000, NaN and negative alpha, an M above the catalogue."""
     ids = trained.catalogue.item_ids
     histories = [["nobody"], ids[np.arange(10_000) % 500].tolist(), ["i1"], ["i2"]]
-    inputs = request_inputs(histories)
+    inputs = history_inputs(histories)
     inputs[Request.ALPHA] = np.array([1.0, 1.0, np.nan, -1.0], np.float32)
     inputs[Request.NUM_CANDIDATES] = np.array([2**31 - 1, 3, 3, -5], np.int32)
     answer = arrays(predict.Predict(request(inputs)))
@@ -265,7 +265,7 @@ def test_bytes_that_are_no_proto_are_refused(server):
 def test_a_burst_while_the_loop_is_busy_is_answered(server, predict):
     server.keep_busy(2.0)
     # More than gRPC leaves unread unless it is told, fewer than the queue holds.
-    calls = [predict.Predict.future(request(request_inputs([["i1"]]))) for _ in range(1500)]
+    calls = [predict.Predict.future(request(history_inputs([["i1"]]))) for _ in range(1500)]
     assert {call.code() for call in calls} == {Code.OK}
 
 
@@ -287,14 +287,14 @@ def test_a_server_that_stops_answers_what_has_come_while_its_loop_was_busy(serve
         grpc.channel_ready_future(channel).result()  # so that what is sent comes while the loop is busy
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         server.keep_busy(1.0)
-        calls = [stub.Predict.future(request(request_inputs([["i1"]]), "dnc")) for _ in range(50)]
+        calls = [stub.Predict.future(request(history_inputs([["i1"]]), "dnc")) for _ in range(50)]
         server.stop()
         assert {call.code() for call in calls} == {Code.OK}
 
 
 def test_a_deadline_that_passed_is_said_so(predict):
     with pytest.raises(grpc.RpcError) as raised:
-        predict.Predict(request(request_inputs([["i1"]])), timeout=1e-4)
+        predict.Predict(request(history_inputs([["i1"]])), timeout=1e-4)
     assert raised.value.code() == Code.DEADLINE_EXCEEDED
 
 

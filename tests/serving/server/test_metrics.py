@@ -6,8 +6,8 @@ import requests
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from contracts.layout import SAVED_MODEL
-from serving.servable_session import request_inputs
 from serving.server.rest_api import METRICS_PATH
+from tests.serving.asking import history_inputs
 from tests.serving.server.conftest import add_version, eventually
 from tests.serving.server.test_grpc import request
 from tests.serving.server.test_rest import HISTORY, post
@@ -42,7 +42,7 @@ def test_latencies_have_tf_servings_labels_and_are_of_answered_requests(serve, b
     assert post(server, {"inputs": HISTORY}, PREDICT).ok
     assert post(server, {"inputs": {"nope": 1}}, PREDICT).status_code == 400
     with server.channel() as channel:
-        prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request(request_inputs([["i1"]]), "dnc"))
+        prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request(history_inputs([["i1"]]), "dnc"))
     counts = [line for line in samples(server) if line.startswith(":tensorflow:serving:request_latency_count")]
     assert sorted(counts) == [
         ':tensorflow:serving:request_latency_count{API="Predict",entrypoint="GRPC",model_name="dnc"} 1.0',
