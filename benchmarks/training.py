@@ -269,8 +269,8 @@ def main() -> None:
         "multiply_vs_single_at_equal_negatives": seconds["single_k10"] / seconds["multiply_k10"],
         "mmoe_vs_single_in_group_k10": seconds["single_k10_in_group"] / seconds["mmoe_k10_in_group"],
         "mmoe_vs_single_in_group_k100": seconds["single_k100_in_group"] / seconds["mmoe_k100_in_group"],
-        "every_group_vs_single_k10": seconds["single_k10"] / seconds["mmoe_k10_every_group"],
-        "every_group_vs_single_k100": seconds["single_k100"] / seconds["mmoe_k100_every_group"],
+        "every_group_vs_single_at_equal_negatives_k10": seconds["single_k10"] / seconds["mmoe_k10_every_group"],
+        "every_group_vs_single_at_equal_negatives_k100": seconds["single_k100"] / seconds["mmoe_k100_every_group"],
     }
     rates = {name: round(1 / value) for name, value in seconds.items()}
     for name, rate in rates.items():
