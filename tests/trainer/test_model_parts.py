@@ -10,7 +10,7 @@ from contracts.layout import Workdir
 from tests.trainer.conftest import small_config
 from trainer.catalogue import Catalogue
 from trainer.losses.negative_samplers import negative_sampler
-from trainer.models.model_parts import conditioning, query_tower
+from trainer.models.model_parts import conditioning, query_tower, random_generator
 
 
 def parts_of(config: Config, catalogue: Catalogue) -> list[str]:
@@ -61,3 +61,13 @@ def test_a_choice_that_nobody_has_written_takes_no_other_ones_place(workdir: Wor
     config = config.model_copy(update={"model": model.model_copy(update=unknown), "training": training})
     with pytest.raises(AssertionError, match="unreachable"):
         parts_of(config, Catalogue.load(workdir))
+
+
+def test_seeds_share_no_draws() -> None:
+    """Of 2^31 numbers, two sets of a thousand have one in common once in 2,000 times."""
+    first, again, second = (
+        set(random_generator(seed).uniform([1000], maxval=2**31 - 1, dtype=tf.int32).numpy().tolist())
+        for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert not first & second

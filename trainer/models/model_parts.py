@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 from typing_extensions import assert_never
 
@@ -15,6 +16,16 @@ from trainer.layers.shared_conditioning import SharedConditioning
 from trainer.towers.oov_buckets import OOVBuckets
 from trainer.towers.query_tower import QueryTower
 from trainer.towers.user_id_tower import UserIdTower
+
+
+def random_generator(seed: int) -> tf.random.Generator:
+    """The source of a model's draws, another stream for every seed.
+
+    The seed is the key of Philox: `Generator.from_seed` makes it a place in the one stream of key 0, so that the draws
+    of seed 1 are those of seed 0, shifted.
+    """
+    [key] = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    return tf.random.Generator.from_key_counter(key, [0, 0], "philox")
 
 
 def oov_buckets(config: Config, catalogue: Catalogue, generator: tf.random.Generator) -> OOVBuckets | None:

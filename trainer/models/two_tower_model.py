@@ -24,7 +24,7 @@ from trainer.losses.negative_pools import NegativePools
 from trainer.losses.negative_samplers import uniform_unseen
 from trainer.losses.seen_weight import seen_weight
 from trainer.losses.softmax_terms import SoftmaxTerms
-from trainer.models.model_parts import conditioning, oov_buckets, query_tower
+from trainer.models.model_parts import conditioning, oov_buckets, query_tower, random_generator
 from trainer.replicas import mean_over_replicas
 from trainer.towers.candidate_tower import CandidateTower, FixedCandidates
 from trainer.towers.user_id_tower import USER_INDEX, UserIdTower
@@ -76,7 +76,7 @@ class TwoTowerModel(tfrs.Model):
             for spec in (catalogue.feature_spec["user"] if model.use_user_features else [])
         }
         # Dropout and pools draw from here; train() keeps its state in the checkpoint.
-        self.generator = tf.random.Generator.from_seed(config.seed)
+        self.generator = random_generator(config.seed)
         self._candidate_tower = CandidateTower(
             catalogue, model.embedding_dim, model.use_item_features, model.use_cooccurrence, model.oov_buckets
         )
