@@ -286,7 +286,7 @@ def partition(config: Config, embedded: EmbeddedItems, previous: PreviousGroups 
     groups = _spread(groups, num_groups, embedded.items.ids)
     groups = fill_empty(embeddings, groups, num_groups)
     if settings.max_size_ratio is not None:
-        groups = balance_groups(embeddings, groups, num_groups, settings.max_size_ratio)
+        groups = balance_groups(embeddings, groups, num_groups, settings.max_size_ratio, embedded.settled)
     return groups
 
 

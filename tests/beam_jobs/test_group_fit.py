@@ -80,27 +80,32 @@ def test_assignment_is_the_nearest_centroid(rows: np.ndarray, tmp_path: Path, mo
     np.testing.assert_allclose(squared_distances(rows, rows[:20], groups), squared.min(axis=1), atol=1e-5)
 
 
+def all_settled(rows: np.ndarray) -> np.ndarray:
+    """Of all items about which anything is known."""
+    return rows.any(axis=1)
+
+
 @pytest.mark.parametrize("ratio", [1.01, 1.2, 3.0])
 def test_no_group_exceeds_its_cap(rows: np.ndarray, ratio: float) -> None:
     giant = np.where(np.arange(3_000) < 2_500, 0, np.arange(3_000) % 12)  # one group holds nearly everything
-    balanced = balance_groups(rows, giant, 12, ratio)
+    balanced = balance_groups(rows, giant, 12, ratio, all_settled(rows))
     sizes = np.bincount(balanced, minlength=12)
     assert sizes.sum() == 3_000 and sizes.max() <= np.ceil(250 * ratio)
     assert (np.bincount(giant, minlength=12) > 0).tolist() == (sizes > 0).tolist()
-    assert balance_groups(rows, balanced, 12, ratio).tolist() == balanced.tolist()  # what fits stays
+    assert balance_groups(rows, balanced, 12, ratio, all_settled(rows)).tolist() == balanced.tolist()  # what fits stays
 
 
 def test_balance_moves_the_outlier_to_its_next_group() -> None:
     rows = np.array([[0.1], [0.2], [0.3], [1.4], [5.0], [9.0]], np.float32)
     # Cap ceil(2 * 1.3) = 3. Of group 0, whose centre is 0.5, item 3 lies farthest; of 5 and 9, 5 is nearer to it.
-    assert balance_groups(rows, np.array([0, 0, 0, 0, 1, 2]), 3, 1.3).tolist() == [0, 0, 0, 1, 1, 2]
+    assert balance_groups(rows, np.array([0, 0, 0, 0, 1, 2]), 3, 1.3, all_settled(rows)).tolist() == [0, 0, 0, 1, 1, 2]
 
 
 def test_a_cap_that_is_a_whole_number_is_that_number() -> None:
     """1.1 times the mean of 10: in floats a little more than 11."""
     rows = np.random.default_rng(0).normal(size=[100, 4]).astype(np.float32)
     groups = np.minimum(np.arange(100), 9)
-    assert np.bincount(balance_groups(rows, groups, 10, 1.1)).max() == 11
+    assert np.bincount(balance_groups(rows, groups, 10, 1.1, all_settled(rows))).max() == 11
 
 
 def test_sweep_prints_a_row_for_each_k(rows: np.ndarray, tmp_path: Path) -> None:
@@ -135,10 +140,11 @@ def test_balance_goes_by_the_centres_of_what_is_known() -> None:
     # Group 0 is around 11.5. Its rows of 0 are items without an embedding: counted, they would drive out 16. They go to
     # the two groups with room, one each.
     rows = np.float32([[9], [10], [11], [16], [0], [0], [20], [-30]])
-    assert balance_groups(rows, np.array([0, 0, 0, 0, 0, 0, 1, 2]), 3, 1.5).tolist() == [0, 0, 0, 0, 1, 2, 1, 2]
+    groups = np.array([0, 0, 0, 0, 0, 0, 1, 2])
+    assert balance_groups(rows, groups, 3, 1.5, all_settled(rows)).tolist() == [0, 0, 0, 0, 1, 2, 1, 2]
     # Nor do they decide which of the others goes, too: 6 is farthest from 10, 13 from 6.7.
     rows = np.float32([[6], [10], [11], [13], [0], [0], [-30], [20]])
-    assert balance_groups(rows, np.array([0, 0, 0, 0, 0, 0, 1, 2]), 3, 1.1).tolist() == [2, 0, 0, 0, 1, 2, 1, 2]
+    assert balance_groups(rows, groups, 3, 1.1, all_settled(rows)).tolist() == [2, 0, 0, 0, 1, 2, 1, 2]
 
 
 def test_one_group_explains_nothing_of_very_many_items() -> None:
@@ -169,6 +175,23 @@ def test_what_is_unknown_gives_way_to_what_is_known_and_is_dealt_out() -> None:
     topics = np.repeat([0, 1, 2], [60, 20, 20])
     known = np.eye(3, 16)[topics] + rng.normal(0, 0.4, [100, 16])
     rows = np.concatenate([known / np.linalg.norm(known, axis=1, keepdims=True), np.zeros([80, 16])]).astype(np.float32)
-    balanced = balance_groups(rows, np.concatenate([topics, np.zeros(80, int)]), 3, 1.1)
+    balanced = balance_groups(rows, np.concatenate([topics, np.zeros(80, int)]), 3, 1.1, all_settled(rows))
     assert balanced[:100].tolist() == topics.tolist()
     assert np.bincount(balanced[100:]).tolist() == [6, 37, 37]  # of at most 66 a group, group 0 has room for 6
+
+
+def test_what_side_features_placed_gives_way_to_what_co_occurs() -> None:
+    """Items without history gather close to a centre, whose own items lie around it; counted, they would be it."""
+    # Group 0 is 2 to 6 around 4, of which none goes; of the six items at 5, the cap of ceil(13 / 2 * 1.3) = 9 leaves
+    # 4 there, and two go to group 1. By distance to the mean of all, 4.5, items 2, 3 and 6 would go before any of them.
+    rows = np.float32([[2], [3], [4], [5], [6], *[[5]] * 6, [20], [21]])
+    groups, settled = np.array([0] * 11 + [1] * 2), np.array([True] * 5 + [False] * 6 + [True] * 2)
+    balanced = balance_groups(rows, groups, 2, 1.3, settled)
+    assert balanced[settled].tolist() == [0, 0, 0, 0, 0, 1, 1]
+    assert np.bincount(balanced[~settled]).tolist() == [4, 2]
+
+
+def test_a_group_that_nothing_settled_is_in_has_a_centre_all_the_same() -> None:
+    # Of the five around 21, of which four may stay, 9 lies farthest.
+    rows, settled = np.float32([[1], [9], [20], [31], [22], [23]]), np.array([True] + [False] * 5)
+    assert balance_groups(rows, np.array([0, 1, 1, 1, 1, 1]), 2, 1.1, settled).tolist() == [0, 0, 1, 1, 1, 1]
