@@ -66,6 +66,9 @@ class GateConfig(Section):
         description="a model is pushed only if, at this confidence, its recall is not lower than the served model's by "
         "this share or more",
     )
+    max_ndcg_drop: float = Field(
+        0.5, gt=0, lt=1, description="a fall of NDCG at 10 by this share, beyond chance, is refused"
+    )
     max_gain: float = Field(
         2.0, gt=1, description="largest recall, in units of the served model's; more counts as a leak"
     )

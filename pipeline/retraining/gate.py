@@ -17,7 +17,7 @@ from scipy.special import betaincinv
 
 from contracts.config import GateConfig
 from pipeline.retraining.evidence import Holdout, Measured
-from trainer.evaluation.metric_names import recall_name
+from trainer.evaluation.metric_names import NDCG, recall_name
 from trainer.evaluation.metrics import bootstrap_changes
 
 _NORMAL = NormalDist()
@@ -115,6 +115,7 @@ def judge(
     low, error = relative_change(candidate.recall, reference.recall, config, seed)
     explanation = f"a fall against {reference_name} cannot be ruled out"
     checks.append(_at_least(f"{recall_name(config.k)} change, low end", low, -config.max_drop, explanation))
+    checks.append(_order(config, candidate, reference, seed))
     checks.append(_group_recall(config, holdout, candidate, reference))
     checks.append(_at_most("holdout events in training", leaked, 0, "the model was shown the answers"))
     if served:
@@ -138,10 +139,15 @@ def relative_change(candidate: np.ndarray, reference: np.ndarray, config: GateCo
     Args:
         candidate, reference: float [num_users], of the same users.
     """
+    change = _changes(candidate, reference, config, seed)
+    return float(np.quantile(change, 1 - config.confidence)), float(change.std())
+
+
+def _changes(candidate: np.ndarray, reference: np.ndarray, config: GateConfig, seed: int) -> np.ndarray:
+    """[num_resamples] the changes of `relative_change`."""
     mine, theirs = map(np.append, (candidate, reference), _LOST_AND_GAINED)
     change = bootstrap_changes(mine[:, None], theirs[:, None], config.bootstrap_samples, seed)
-    change = change[~np.isnan(change)]
-    return float(np.quantile(change, 1 - config.confidence)), float(change.std())
+    return change[~np.isnan(change)]
 
 
 def equal_refusal_rate(error: float, config: GateConfig) -> float:
@@ -213,6 +219,16 @@ def _group_presence(config: GateConfig, holdout: Holdout, candidate: Measured) -
     wanted = targets / targets.sum()
     given = candidate.group_places / max(candidate.group_places.sum(), 1)
     return float((given[judged] / wanted[judged]).min())
+
+
+def _order(config: GateConfig, candidate: Measured, reference: Measured, seed: int) -> Check:
+    """Recall does not tell in which order a list comes: reversed, it has the same. A model gets the benefit of doubt.
+
+    A smaller fall of NDCG at 10 is no reason to refuse: most retrieval is followed by a ranking.
+    """
+    high = float(np.quantile(_changes(candidate.ndcg, reference.ndcg, config, seed), config.confidence))
+    explanation = "the best items are no longer among the first; if that is meant, raise retrain.gate.max_ndcg_drop"
+    return _at_least(f"{NDCG} change, high end", high, -config.max_ndcg_drop, explanation)
 
 
 def _group_recall(config: GateConfig, holdout: Holdout, candidate: Measured, reference: Measured) -> Check:

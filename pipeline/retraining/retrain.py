@@ -19,7 +19,7 @@ from pipeline.retraining import records
 from pipeline.retraining.clients import require_inputs, require_long_lists
 from pipeline.retraining.fit_spans import FitSpans, fit_spans
 from pipeline.retraining.housekeeping import make_room, retain
-from pipeline.retraining.plan import Plan, SpanStart, make_plan, run_config, run_id_of
+from pipeline.retraining.plan import CATCH_UP, GATE, Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.publish import mend_records, push_blessed, push_left_over
 from pipeline.retraining.records import (
     Record,
@@ -129,9 +129,20 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
         ]
         return Result("nothing_new", run_id, reasons=reasons)
     if last is not None:
-        return Result("stopped", run_id, reasons=[f"after {last}, as requested"])
+        return _stopped(run_id, RetrainRun(workdir), last)
     record = _finish(config, store, plan, resolved, stages, fit, window, time.monotonic() - started)
     return _result(record, {result.name: round(result.seconds, 2) for result in results if result.ran})
+
+
+def _stopped(run_id: str, run: RetrainRun, last: str) -> Result:
+    """The result of a call that `last` ended; from the gate on, with what the gate found."""
+    reasons = [f"after {last}, as requested"]
+    if last not in (GATE, CATCH_UP):
+        return Result("stopped", run_id, reasons=reasons)
+    found = artifact.read_manifest(run.gate).details
+    verdict = {key: found["verdict"][key] for key in ("blessed", "reference", "reasons")}
+    reasons += [f"the gate refuses the model: {reason}" for reason in verdict["reasons"]]
+    return Result("stopped", run_id, reasons=reasons, details={"metrics": found["metrics"], "gate": verdict})
 
 
 def _result(record: Record, seconds: dict[str, float]) -> Result:

@@ -125,7 +125,7 @@ def _facts(record: Record) -> Iterator[str]:
     start = f"{warm['kept_items']} items and {warm['kept_groups']} groups of the parent" if warm else "from scratch"
     fresh = warm.get("fresh") if warm else None
     start += f"; begun anew: {', '.join(fresh)}" if fresh else ""
-    start += ", unchanged, since no epoch validated better" if record.parents.get("kept_start") else ""
+    start += "; no step of training kept, since no epoch validated better" if record.parents.get("kept_start") else ""
     yield f"weights: {start}; seed {record.config['seed']}"
     groups = record.parents.get("groups")
     if groups:

@@ -13,6 +13,7 @@ from contracts.layout import MAIN_MODEL, Model, Workdir
 from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining import gate_stage, retrain_stages
 from pipeline.retraining.evidence import Answers, Holdout
+from pipeline.retraining.retrain import _stopped
 from tests.pipeline.test_plan import plan_of
 
 CONFIG = load_config(None, ["retrain.gate.k=10", "serving.recall_target=0.9", "evaluation.max_users=77", "seed=5"])
@@ -113,3 +114,17 @@ def test_the_second_gate_knows_the_span(tmp_path: Path, monkeypatch: pytest.Monk
         ("judged", tmp_path / "served", "version 7", start, {}),
         ("caught_up", judged.path / "exported", "the model as it was judged", 1000 + start, {"knows_the_span": True}),
     ]
+
+
+def test_a_call_that_stops_after_the_gate_tells_what_it_found(workdir: Workdir) -> None:
+    gate_stage.write_verdict(CONFIG, workdir, "f", workdir.path / "reference", "version 7", leaked=3)
+    run = RetrainRun(workdir)
+    assert _stopped("r", run, "train").details == {}
+    found = _stopped("r", run, "gate")
+    assert found.reasons[0] == "after gate, as requested"
+    assert "the gate refuses the model: holdout events in training 3 is above 0: " in " ".join(found.reasons)
+    assert (found.details["gate"]["blessed"], found.details["gate"]["reference"]) == (False, "version 7")
+    assert found.details["metrics"]["candidate"]["recall_at_10"] == 1.0
+    assert _stopped("r", run, "catch_up") == found.__class__(
+        "stopped", "r", reasons=["after catch_up, as requested", *found.reasons[1:]], details=found.details
+    )
