@@ -17,6 +17,7 @@ from beam_jobs.common.arrays import Bool, Float32, Float64, Int64
 from beam_jobs.common.files import read_parquet, write_array, write_parquet
 from beam_jobs.common.hashing import hash_strings
 from beam_jobs.common.payload import one_array
+from beam_jobs.event_log.same_events import require_same_events
 from beam_jobs.features.side_features import SideFeatures, read_side_features
 from beam_jobs.grouping.balance import balance_groups, size_cap
 from beam_jobs.grouping.categories import merge_categories, split_categories
@@ -42,10 +43,11 @@ from beam_jobs.grouping.stable_groups import (
     kept_shares,
     match_groups,
     read_previous,
+    silent_groups,
 )
 from contracts.artifact import ArtifactWriter, Manifest, current, read_manifest, write_json, writing
 from contracts.config import Config
-from contracts.layout import ItemGroups, ItemStatistics, Workdir
+from contracts.layout import Events, ItemGroups, ItemStatistics, Workdir
 from contracts.names import ItemColumn
 from contracts.storage import remove
 
@@ -100,14 +102,15 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     """Writes the `ItemGroups` artifact.
 
     Raises:
-        ValueError: there are fewer items (or, for method category, categories) than groups, or `groups.previous` is
-            not an item_groups artifact.
+        ValueError: there are fewer items (or, for method category, categories) than groups, or the statistics are of
+            other events, or `groups.previous` is not an item_groups artifact.
     """
     statistics = ItemStatistics(current(workdir.item_statistics.path))
-    read_manifest(statistics.path)
+    require_same_events(Events(current(workdir.events.path)), statistics)
     table = read_parquet(statistics.items, columns=[ItemColumn.ITEM_ID, ItemColumn.TRAIN_COUNT])
     item_ids = one_array(table[ItemColumn.ITEM_ID])
-    weights = table[ItemColumn.TRAIN_COUNT].to_numpy() + 1.0
+    train_count = table[ItemColumn.TRAIN_COUNT].to_numpy()
+    weights = train_count + 1.0
     previous = read_previous(config.groups.previous, item_ids)
     num_groups = config.groups.num_groups
     if num_groups > len(item_ids):
@@ -134,7 +137,12 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             columns[ItemColumn.CATEGORY] = items.categories
         write_parquet(pa.table(columns), staged.groups)
         report = describe_groups(groups, num_groups, item_ids.to_pylist(), side)
+        events = np.bincount(groups, train_count, num_groups).astype(np.int64)
+        writer.details["training_events"] = events.tolist()
         if previous is not None:
+            writer.details["notes"] = silent_groups(report, events, previous.events)
+            for note in writer.details["notes"]:
+                log.warning("groups: %s", note)
             writer.details["drift"] |= drift(groups, previous, weights, num_groups)
             for group, kept in zip(report, kept_shares(groups, previous, num_groups), strict=True):
                 group["kept"] = kept

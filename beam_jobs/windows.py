@@ -12,6 +12,7 @@ import numpy as np
 from beam_jobs.common.beam_run import collect
 from beam_jobs.common.files import read_parquet, write_array
 from beam_jobs.common.payload import one_array
+from beam_jobs.event_log.same_events import of_other_events, require_same_events
 from beam_jobs.event_log.timestamps import as_text
 from beam_jobs.records.busy_users import max_user_positives
 from beam_jobs.records.window_advice import HOLD_OUT_THE_END, advise
@@ -56,7 +57,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str, *, advises: bool = T
             remove(neighbors)
         if unknown := totals.pop("unknown"):
             what = f"{unknown:,} events in {workdir.events.path} have items or users that are not in"
-            raise ValueError(_of_other_events(what, workdir.item_statistics.path))
+            raise ValueError(of_other_events(what, workdir.item_statistics.path))
         if not totals["train_positives"]:
             raise TooFewEvents(_nothing_to_learn(config, workdir.events.path))
         _write_draw_shares(staged, statistics, groups, [expected_file(writer.path, bucket) for bucket in buckets])
@@ -133,15 +134,10 @@ def _require_fitting(config: Config, events: Events, statistics: ItemStatistics,
                 f"{name}={wanted}, but {artifact.path} was made with {made_with}: run {stage} and all later stages "
                 f"again, or set {name}={made_with}"
             )
-    if of_statistics.details.get("counts_of_events") != of_events.counts:
-        raise ValueError(_of_other_events(f"{events.path} holds other events than", statistics.path))
+    require_same_events(events, statistics)
     ids = [read_parquet(path, columns=[ItemColumn.ITEM_ID]) for path in (statistics.items, groups.groups)]
     if not one_array(ids[0][ItemColumn.ITEM_ID]).equals(one_array(ids[1][ItemColumn.ITEM_ID])):
         raise ValueError(f"{groups.path} groups other items than those of {statistics.path}: run groups again")
-
-
-def _of_other_events(what: str, statistics: Path) -> str:
-    return f"{what} {statistics}, which was made from others: run statistics and all later stages again"
 
 
 def _neighbors(config: Config, statistics: ItemStatistics, scratch: Path) -> Path | None:

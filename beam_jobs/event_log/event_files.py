@@ -137,6 +137,8 @@ def check_file(path: str, wanted: dict[str, str], field: str, text: TextFormat) 
             one = f"from pyarrow import parquet; parquet.write_table(parquet.read_table({path!r}), 'x.parquet')"
             remedy = f"name a single file; `{one}` makes one from a directory of Parquet files"
         raise ValueError(f"{field}: {path} is a directory; {remedy}")
+    if Path(path).is_fifo():  # opened, it would wait for a writer for ever
+        raise ValueError(f"{field}: {path} is a pipe, which can be read only once: write it to a file, and name that")
     try:
         found = _column_names(path, field, text)
     except (OSError, EOFError, pa.ArrowInvalid) as error:

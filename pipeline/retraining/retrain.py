@@ -278,7 +278,8 @@ def _finish(
     spans = {span.key: span for span in window}
     for span in window:
         keep_files(store, span)
-    model, notes = artifact.read_manifest(workdir.model(MAIN_MODEL).path), [*plan.notes, *fit.notes]
+    model, groups = (artifact.read_manifest(one.path) for one in (workdir.model(MAIN_MODEL), workdir.item_groups))
+    notes = [*plan.notes, *fit.notes, *groups.details.get("notes", ())]
     warm_start = model.details["warm_start"]
     if kept_start(model):
         start = _start(store, plan, warm_start["source"])
@@ -303,7 +304,7 @@ def _finish(
             "run_id": plan.parent_run,
             "warm_start": warm_start,
             "kept_start": kept_start(model),
-            "groups": artifact.read_manifest(workdir.item_groups.path).details.get("drift"),
+            "groups": groups.details.get("drift"),
         },
         gate=verdict_on(store, plan, blessing["verdict"], caught_up),
         metrics=blessing["metrics"],

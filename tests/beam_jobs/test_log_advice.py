@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 
@@ -104,6 +105,17 @@ def test_files_that_are_not_meant_have_their_remedy(
     (tmp_path / "items.csv").write_text("item_id,title\n1,x\n")
     with pytest.raises(ValueError, match=said):
         find_event_files(make_config(pattern).data)
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.parquet"])
+def test_a_pipe_is_refused_before_it_is_opened(name: str, tmp_path: Path) -> None:
+    """Opened, it would wait for a writer: for ever, and in code that no signal interrupts."""
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"data.events: {tmp_path / name} is a pipe, .*: write it to a file"):
+        find_event_files(make_config(tmp_path / name).data)
+    table = FeatureTable(path=str(tmp_path / name), id="item_id", features=[{"name": "price", "kind": "numeric"}])
+    with pytest.raises(ValueError, match=r"data.item_features.path: .* is a pipe"):
+        read_feature_table(table, "data.item_features")
 
 
 def test_the_remedy_for_a_table_in_a_directory_makes_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

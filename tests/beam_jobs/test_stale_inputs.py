@@ -1,4 +1,4 @@
-"""Windows of a workdir in which an earlier job has run again, and those after it have not."""
+"""Jobs in a workdir in which an earlier job has run again, and those between have not."""
 
 from pathlib import Path
 
@@ -46,5 +46,6 @@ def test_statistics_of_another_split_are_refused(tmp_path: Path) -> None:
     times = sorted(pq.read_table(log)["timestamp"].to_pylist())
     split = {"protocol": "time", "validation_start": times[-200], "test_start": times[-100]}
     ingest.run(make_config(log, split=split), workdir, "f")
-    with pytest.raises(ValueError, match=r"holds other events than .*: run statistics and all later stages again"):
-        windows.run(config, workdir, "f")
+    for job in (groups, windows):  # groups would be those of items that hardly co-occur in the events of today
+        with pytest.raises(ValueError, match=r"holds other events than .*: run statistics and all later stages again"):
+            job.run(config, workdir, "f")
