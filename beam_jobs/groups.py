@@ -43,7 +43,6 @@ from beam_jobs.grouping.stable_groups import (
     kept_shares,
     match_groups,
     read_previous,
-    silent_groups,
 )
 from contracts.artifact import ArtifactWriter, Manifest, current, read_manifest, write_json, writing
 from contracts.config import Config
@@ -109,8 +108,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     require_same_events(Events(current(workdir.events.path)), statistics)
     table = read_parquet(statistics.items, columns=[ItemColumn.ITEM_ID, ItemColumn.TRAIN_COUNT])
     item_ids = one_array(table[ItemColumn.ITEM_ID])
-    train_count = table[ItemColumn.TRAIN_COUNT].to_numpy()
-    weights = train_count + 1.0
+    weights = table[ItemColumn.TRAIN_COUNT].to_numpy() + 1.0
     previous = read_previous(config.groups.previous, item_ids)
     num_groups = config.groups.num_groups
     if num_groups > len(item_ids):
@@ -137,12 +135,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             columns[ItemColumn.CATEGORY] = items.categories
         write_parquet(pa.table(columns), staged.groups)
         report = describe_groups(groups, num_groups, item_ids.to_pylist(), side)
-        events = np.bincount(groups, train_count, num_groups).astype(np.int64)
-        writer.details["training_events"] = events.tolist()
         if previous is not None:
-            writer.details["notes"] = silent_groups(report, events, previous.events)
-            for note in writer.details["notes"]:
-                log.warning("groups: %s", note)
             writer.details["drift"] |= drift(groups, previous, weights, num_groups)
             for group, kept in zip(report, kept_shares(groups, previous, num_groups), strict=True):
                 group["kept"] = kept

@@ -41,11 +41,9 @@ def request_arrays(spec: SignatureSpec, given: Mapping[str, Any], rows: int) -> 
     Raises:
         ValueError: the servable has no such input, or the value does not fit it, or there is no such merge.
     """
-    read = _as_read(spec, given)
+    read = {name: value for name, value in _as_read(spec, given).items() if value is not None}
     spec.require_known(read)
-    return spec.checked(
-        {name: _array(spec.inputs[name], value, rows) for name, value in read.items() if value is not None}
-    )
+    return spec.checked({name: _array(spec.inputs[name], value, rows) for name, value in read.items()})
 
 
 def require_ids(item_ids: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +20,6 @@ from contracts.config import Config, GroupsConfig
 from contracts.layout import ItemGroups
 from contracts.names import ItemColumn
 from contracts.storage import as_path
-
-_SILENT = 0.1
-"""Part of its former share of the training events below which a group is said to have fallen silent."""
-_LEAST_EVENTS = 50
-"""Former events of a group from which on that is no chance."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,6 @@ class PreviousGroups:
         expected_within: usual share of co-occurrence within groups, see `kept_groups`; None if unknown.
         categories: what the groups hold, if they are groups of categories.
         fit: the settings that the groups were fitted with, see `fit_settings`; empty if unknown.
-        events: [previous K] training events of each group's items; None if unknown.
     """
 
     of_item: Int64
@@ -90,7 +84,6 @@ class PreviousGroups:
     expected_within: float | None = None
     categories: CategoryShares | None = None
     fit: Mapping[str, Any] = field(default_factory=dict)
-    events: Int64 | None = None
 
     def changed(self, settings: Mapping[str, Any]) -> list[str]:
         """Which of `fit_settings` have changed: groups that are kept would go on as if they had not."""
@@ -156,7 +149,6 @@ def read_previous(path: str | None, item_ids: pa.Array) -> PreviousGroups | None
         if ItemColumn.CATEGORY in table.column_names
         else None,
         fit=manifest.details.get("fit", {}),
-        events=np.array(events, np.int64) if (events := manifest.details.get("training_events")) else None,
     )
 
 
@@ -205,28 +197,6 @@ def drift(groups: Int64, previous: PreviousGroups, weights: Float64, num_groups:
         "changed_weight": round(float(weights[changed].sum() / max(weights[shared].sum(), 1e-9)), 6),
         "size_shift": round(float(np.abs(now - then).sum() / 2), 6),
     }
-
-
-def silent_groups(report: Sequence[Mapping[str, Any]], events: Int64, before: Int64 | None) -> list[str]:
-    """A note for each group whose share of the training events is less than a tenth of what it was.
-
-    No check of a whole span sees that one source of it has stopped.
-
-    Args:
-        report: of the groups, for their labels.
-        events: [num_groups] training events of each group's items.
-        before: [previous K] of the last run; None if unknown.
-    """
-    if before is None:
-        return []
-    known = range(min(len(events), len(before)))
-    shares, old = events / max(events.sum(), 1), before / max(before.sum(), 1)
-    return [
-        f"group {group} ({report[group]['label']}) has {events[group]:,} of {events.sum():,} training events, and had "
-        f"{before[group]:,} of {before.sum():,}: has a part of the log stopped?"
-        for group in known
-        if before[group] >= _LEAST_EVENTS and shares[group] < _SILENT * old[group]
-    ]
 
 
 def kept_shares(groups: Int64, previous: PreviousGroups, num_groups: int) -> list[float | None]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from contracts import artifact
 from contracts.config import Config
 from contracts.errors import TooFewEvents
-from contracts.layout import MAIN_MODEL
+from contracts.layout import MAIN_MODEL, ItemGroups
 from contracts.patterns import DATE
 from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining import records
@@ -34,6 +34,7 @@ from pipeline.retraining.records import (
 )
 from pipeline.retraining.reference import knows_holdout
 from pipeline.retraining.retrain_stages import forget_outdated_merges, retrain_stages
+from pipeline.retraining.silent_groups import silent_groups
 from pipeline.retraining.span_profile import as_json, starts
 from pipeline.retraining.spans import Span, date_form, find_spans
 from pipeline.runner import require_bases, run_stages
@@ -129,20 +130,23 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
         ]
         return Result("nothing_new", run_id, reasons=reasons)
     if last is not None:
-        return _stopped(run_id, RetrainRun(workdir), last)
+        return _stopped(store, plan, last)
     record = _finish(config, store, plan, resolved, stages, fit, window, time.monotonic() - started)
     return _result(record, {result.name: round(result.seconds, 2) for result in results if result.ran})
 
 
-def _stopped(run_id: str, run: RetrainRun, last: str) -> Result:
+def _stopped(store: Store, plan: Plan, last: str) -> Result:
     """The result of a call that `last` ended; from the gate on, with what the gate found."""
-    reasons = [f"after {last}, as requested"]
+    run, reasons = RetrainRun(store.run(plan.run_id)), [f"after {last}, as requested"]
     if last not in (GATE, CATCH_UP):
-        return Result("stopped", run_id, reasons=reasons)
+        return Result("stopped", plan.run_id, reasons=reasons)
     found = artifact.read_manifest(run.gate).details
-    verdict = {key: found["verdict"][key] for key in ("blessed", "reference", "reasons")}
-    reasons += [f"the gate refuses the model: {reason}" for reason in verdict["reasons"]]
-    return Result("stopped", run_id, reasons=reasons, details={"metrics": found["metrics"], "gate": verdict})
+    verdict = found["verdict"]
+    if last == CATCH_UP:
+        verdict = verdict_on(store, plan, verdict, artifact.read_manifest(run.catch_up).details)
+    reasons += [f"the model would not be pushed: {reason}" for reason in verdict["reasons"]]
+    gate = {key: verdict[key] for key in ("blessed", "reference", "reasons")}
+    return Result("stopped", plan.run_id, reasons=reasons, details={"metrics": found["metrics"], "gate": gate})
 
 
 def _result(record: Record, seconds: dict[str, float]) -> Result:
@@ -225,7 +229,9 @@ def _is_judged_again(config: Config, refused: Record) -> bool:
     Only a model that has caught up may replace a version that has learnt the newest span.
     """
     now = config.retrain.model_dump(mode="json", include={"gate", "catch_up_epochs"})
-    return any(refused.config["retrain"].get(key, value) != value for key, value in now.items())
+    then = {**now, **refused.config["retrain"]}
+    # A limit that the refusing code did not have yet is no change: the same model would only get another chance.
+    return {**now["gate"], **then["gate"]} != now["gate"] or then["catch_up_epochs"] != now["catch_up_epochs"]
 
 
 def _older_than(last: Record, span: Span, store: Store, config: Config) -> str:
@@ -279,7 +285,10 @@ def _finish(
     for span in window:
         keep_files(store, span)
     model, groups = (artifact.read_manifest(one.path) for one in (workdir.model(MAIN_MODEL), workdir.item_groups))
-    notes = [*plan.notes, *fit.notes, *groups.details.get("notes", ())]
+    silent = silent_groups(fit.profiles, ItemGroups(artifact.current(workdir.item_groups.path)))
+    for note in silent:
+        log.warning("%s", note)
+    notes = [*plan.notes, *fit.notes, *silent]
     warm_start = model.details["warm_start"]
     if kept_start(model):
         start = _start(store, plan, warm_start["source"])

@@ -38,9 +38,10 @@ def test_only_a_fall_by_half_is_refused(ndcg: float, refused: bool) -> None:
     assert failed(world.judge(after, before)) == [ORDER] * refused
 
 
-def test_chance_is_no_reason() -> None:
-    """One user of 1,200 is found first by the reference, and at the fourth place by the candidate."""
-    world, first = World.make(0), np.arange(USERS) == 0
+@pytest.mark.parametrize(("found_by_reference", "refused"), [(3, False), (60, True)])
+def test_chance_is_no_reason(found_by_reference: int, refused: bool) -> None:
+    """Of 3 users who are found first, and no longer, the change is 1 / 4 - 1 = -.75, but two are chance."""
+    world, first = World.make(0), np.arange(USERS) < found_by_reference
     reference, good = world.measured(world.model(0.4)), world.measured(world.model(0.45))
-    before, after = replace(reference, ndcg=1.0 * first), replace(good, ndcg=0.43 * first)
-    assert world.judge(after, before).blessed
+    verdict = world.judge(replace(good, ndcg=np.zeros(USERS)), replace(reference, ndcg=1.0 * first))
+    assert failed(verdict) == [ORDER] * refused

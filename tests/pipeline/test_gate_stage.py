@@ -1,5 +1,6 @@
 """What the gate as a stage passes on: each fact to its own place in the judgement."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,24 @@ from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import MAIN_MODEL, Model, Workdir
 from contracts.store_layout import RetrainRun, Store
-from pipeline.retraining import gate_stage, retrain_stages
+from pipeline.retraining import gate_stage, retrain, retrain_stages
 from pipeline.retraining.evidence import Answers, Holdout
-from pipeline.retraining.retrain import _stopped
+from pipeline.retraining.retrain import Result, _stopped
+from tests.pipeline import small_store
 from tests.pipeline.test_plan import plan_of
 
 CONFIG = load_config(None, ["retrain.gate.k=10", "serving.recall_target=0.9", "evaluation.max_users=77", "seed=5"])
+LENIENT = load_config(
+    None,
+    [
+        "retrain.gate.k=10",
+        "retrain.gate.min_users=9",
+        "retrain.gate.max_recall=1",
+        "seed=5",
+        "evaluation.max_users=77",
+        "serving.recall_target=0.8",
+    ],
+)
 USERS = 40
 GOOD = Answers(np.tile(np.arange(1, 11), (USERS, 1)), np.full(20, 2.0))
 POOR = Answers(np.tile(np.arange(11, 21), (USERS, 1)), np.full(20, 3.0))
@@ -116,15 +129,23 @@ def test_the_second_gate_knows_the_span(tmp_path: Path, monkeypatch: pytest.Monk
     ]
 
 
-def test_a_call_that_stops_after_the_gate_tells_what_it_found(workdir: Workdir) -> None:
-    gate_stage.write_verdict(CONFIG, workdir, "f", workdir.path / "reference", "version 7", leaked=3)
-    run = RetrainRun(workdir)
-    assert _stopped("r", run, "train").details == {}
-    found = _stopped("r", run, "gate")
-    assert found.reasons[0] == "after gate, as requested"
-    assert "the gate refuses the model: holdout events in training 3 is above 0: " in " ".join(found.reasons)
-    assert (found.details["gate"]["blessed"], found.details["gate"]["reference"]) == (False, "version 7")
+def test_a_call_that_stops_after_the_gate_tells_what_it_found(
+    workdir: Workdir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After catching up, as the push would have it: by then, the served version may know the span."""
+    store, plan = Store(tmp_path / "store"), small_store.plan_of(2)
+    run = RetrainRun(store.run(plan.run_id))
+    gate_stage.write_verdict(LENIENT, workdir, "f", workdir.path / "reference", "version 7", leaked=0)
+    shutil.copytree(RetrainRun(workdir).gate, run.gate)
+    assert _stopped(store, plan, "train") == Result("stopped", plan.run_id, reasons=["after train, as requested"])
+    found = _stopped(store, plan, "gate")
+    assert found.reasons == ["after gate, as requested"]
+    assert found.details["gate"] == {"blessed": True, "reference": "version 7", "reasons": []}
     assert found.details["metrics"]["candidate"]["recall_at_10"] == 1.0
-    assert _stopped("r", run, "catch_up") == found.__class__(
-        "stopped", "r", reasons=["after catch_up, as requested", *found.reasons[1:]], details=found.details
-    )
+    with artifact.writing(run.catch_up, RetrainRun.CATCH_UP_KIND, "f") as writer:
+        writer.details.update(is_pushed=False, why_not="no epoch was better")
+    assert _stopped(store, plan, "catch_up").details == found.details
+    monkeypatch.setattr(retrain, "knows_holdout", lambda *_: True)
+    refused = _stopped(store, plan, "catch_up")
+    assert not refused.details["gate"]["blessed"]
+    assert "the model would not be pushed: version" in refused.reasons[1]

@@ -314,6 +314,11 @@ def test_what_was_refused_is_judged_again_once_what_it_was_refused_by_has_change
     write_record(store, replace(record, outcome="not_blessed", config={**record.config, "retrain": older}))
     reason = _nothing_new(config, store, window, "run-1")  # of older code, which did not catch up
     assert (reason is None) == setting.startswith("retrain.gate")
+    gate = {key: value for key, value in record.config["retrain"]["gate"].items() if key != "max_ndcg_drop"}
+    older = {**record.config["retrain"], "gate": gate}
+    write_record(store, replace(record, outcome="not_blessed", config={**record.config, "retrain": older}))
+    reason = _nothing_new(config, store, window, "run-1")  # of older code, whose gate had no such limit
+    assert (reason is None) == is_judged_again
 
 
 @pytest.mark.parametrize("content", ['{"run_id": "a', "{}"])

@@ -77,6 +77,14 @@ def test_one_list_for_all_is_that_list_for_each(session: ServableSession, name: 
     assert len(of_all.item_ids) == 2
 
 
+def test_an_input_that_there_is_not_may_be_left_out(session: ServableSession) -> None:
+    """As by a caller who passes on options, to a servable of older code."""
+    plain = session.recommend([["i1"]])
+    assert session.recommend([["i1"]], not_yet=None).item_ids.tolist() == plain.item_ids.tolist()
+    with pytest.raises(ValueError, match="has no input 'not_yet'"):
+        session.recommend([["i1"]], not_yet=1)
+
+
 @pytest.mark.filterwarnings("error")
 def test_what_is_beyond_a_float32_is_infinite(session: ServableSession) -> None:
     """Of which the servable makes its largest; the largest float32 is 3.4e38."""
