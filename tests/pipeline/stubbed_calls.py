@@ -35,6 +35,7 @@ class StubbedCalls(Calls):
         monkeypatch.setattr(retraining, "fit_spans", _all_fit)
         monkeypatch.setattr(retraining, "run_stages", self._export)
         monkeypatch.setattr(retraining, "stage_records", lambda *_: {})
+        monkeypatch.setattr(retraining, "silent_groups", lambda *_: [])
         # Not within the module: whatever is imported while a test runs would keep it.
         stand_in = SimpleNamespace(**vars(artifact) | {"read_manifest": lambda *_: self._manifest})
         monkeypatch.setattr(retraining, "artifact", stand_in)

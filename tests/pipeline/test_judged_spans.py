@@ -52,6 +52,7 @@ def used(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spans]:
 
     monkeypatch.setattr(retraining, "run_stages", leave_verdict)
     monkeypatch.setattr(retraining, "stage_records", lambda *_: {})
+    monkeypatch.setattr(retraining, "silent_groups", lambda *_: [])
 
     def call(day: int, *settings: str) -> Spans:
         version = len(all_records(calls.store)) + 1  # of two runs of one span in one second, it tells which is the last

@@ -128,6 +128,7 @@ def stages(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         retraining, "run_stages", lambda stages, config, workdir, last: ran.append(workdir.path.name) or []
     )
     monkeypatch.setattr(retraining, "stage_records", lambda *_: {})
+    monkeypatch.setattr(retraining, "silent_groups", lambda *_: [])
     verdict = {"verdict": {"blessed": True, "reasons": []}, "metrics": {}}
     manifest = artifact.Manifest("any", "f", details={**verdict, "warm_start": None, "is_pushed": False, "why_not": ""})
     # Not within the module: whatever is imported while a test runs would keep it.
