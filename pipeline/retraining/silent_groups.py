@@ -32,8 +32,7 @@ def silent_groups(profiles: Sequence[SpanProfile], groups: ItemGroups) -> list[s
     """
     report = json.loads(groups.report.read_text(encoding="utf-8"))
     table = pq.read_table(groups.groups, columns=[ItemColumn.ITEM_ID, ItemColumn.GROUP_ID])
-    *earlier, newest = (_events_by_group(profile, table, len(report)) for profile in profiles)
-    before = np.sum(earlier, axis=0)
+    before, newest = (_events_by_group(spans, table, len(report)) for spans in (profiles[:-1], profiles[-1:]))
     expected = before / max(before.sum(), 1) * newest.sum()
     return [
         f"span {profiles[-1].key} holds {newest[group]:,} events of group {group} ({report[group]['label']}), which by "
@@ -42,11 +41,13 @@ def silent_groups(profiles: Sequence[SpanProfile], groups: ItemGroups) -> list[s
     ]
 
 
-def _events_by_group(profile: SpanProfile, groups: pa.Table, num_groups: int) -> np.ndarray:
-    """int64 [num_groups]; an item that is in no group counts nowhere."""
-    items = pq.read_table(profile.items, columns=[ItemColumn.ITEM_ID, ItemColumn.TOTAL_COUNT])
-    ids = groups[ItemColumn.ITEM_ID].cast(pa.string()).combine_chunks()
-    row = pc.index_in(items[ItemColumn.ITEM_ID].cast(pa.string()), ids)
+def _events_by_group(profiles: Sequence[SpanProfile], groups: pa.Table, num_groups: int) -> np.ndarray:
+    """int64 [num_groups] in all the spans; an item that is in no group counts nowhere."""
+    columns = {ItemColumn.ITEM_ID: pa.string(), ItemColumn.TOTAL_COUNT: pa.int64()}
+    spans = [pq.read_table(profile.items, columns=list(columns)).cast(pa.schema(columns)) for profile in profiles]
+    items = pa.concat_tables([pa.schema(columns).empty_table(), *spans])
+    # Of all spans at once: each call makes a table of the catalogue.
+    row = pc.index_in(items[ItemColumn.ITEM_ID], groups[ItemColumn.ITEM_ID].cast(pa.string()).combine_chunks())
     group = groups[ItemColumn.GROUP_ID].take(row.drop_null()).to_numpy()
     counts = items[ItemColumn.TOTAL_COUNT].filter(row.is_valid()).to_numpy()
     return np.bincount(group, counts, num_groups).astype(np.int64)
