@@ -140,7 +140,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str, is_span: bool = Fals
         schema = infer_schema(statistics) if previous is None else previous.checked_schema(statistics, config.data)
         write_statistics(statistics, staged.statistics)
         write_schema(schema, staged.schema)
-        _check_times(config, plan, writer.counts, **times)
+        _check_times(plan, writer.counts, **times)
         warn_of_unlikely_times(config, writer.counts, sum(bucket["unlikely"] for bucket in buckets), **times)
         if not is_span:
             warn_of_nothing_held_out(config, writer.counts)
@@ -271,22 +271,22 @@ def _time_range(buckets: list[dict[str, Any]]) -> dict[str, int]:
     }
 
 
-def _check_times(config: Config, plan: SplitPlan, counts: dict[str, int], first_event: int, last_event: int) -> None:
-    """Refuses a split that leaves one of its parts without events."""
-    first, last = as_text(first_event), as_text(last_event)
-    if config.split.protocol == "time" and first_event == last_event:
+def _check_times(plan: SplitPlan, counts: dict[str, int], first_event: int, last_event: int) -> None:
+    """Refuses a split by time that leaves one of its parts without events."""
+    if plan.validation_start is None or plan.test_start is None:
+        return
+    times = (first_event, last_event, plan.validation_start, plan.test_start)
+    first, last, validation_start, test_start = map(as_text, times)
+    if first_event == last_event:
         raise ValueError(
             f"all events have the time {first}, so split.protocol=time has nothing to hold out: set split.protocol="
             "leave_one_out, or check the time column"
         )
     if not counts["train_events"]:
         raise ValueError(
-            f"split.validation_start={as_text(plan.validation_start or first_event)} leaves no event to train on: the "
+            f"split.validation_start={validation_start} leaves no event to train on: the "
             f"log runs from {first} to {last}; set a later one, or split.protocol=leave_one_out"
         )
-    if config.split.protocol != "time":
-        return
-    validation_start, test_start = (as_text(start or first_event) for start in (plan.validation_start, plan.test_start))
     if not counts["test_events"]:
         raise ValueError(
             f"split.test_start={test_start} leaves no test event: the log runs from {first} to {last}; set an earlier "

@@ -124,11 +124,6 @@ def run(
         if not catches_up:
             # An event that two spans hold is one event: their counts do not add up.
             writer.details["counts"] = [] if totals["duplicates"] else _counts(spans, sources, holdout_start)
-        writer.details.update(
-            sources=[str(span.events.path) for span in spans],
-            rows_read=sum(source.counts["rows"] for source in sources),
-            split={"protocol": "newest span", "holdout_start": holdout_start},
-        )
         writer.files = [staged.bucket(bucket, num_buckets).name for bucket in range(num_buckets)]
         log.info("merge: %s events of %d spans", f"{totals['events']:,}", len(spans))
     return read_manifest(workdir.events.path)

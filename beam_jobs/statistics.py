@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import apache_beam as beam
@@ -88,8 +88,6 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         _warn_of_odd_ids(staged)
         _warn_of_times_by_item(staged)
         writer.details.update(
-            item_table=items.counts,
-            user_table=users.counts,
             popularity_exponent=config.windows.popularity_exponent,
             counts_of_events=events.counts,
         )
@@ -139,14 +137,12 @@ class _KnownIds:
         path: a file of the ids; None without a table.
         number: how many there are.
         example: one of them.
-        counts: what was left out, see `FeatureRows`.
     """
 
     where: str
     path: Path | None = None
     number: int = 0
     example: str = ""
-    counts: dict[str, int] = field(default_factory=dict)
 
     def warn_of_strangers(self, in_log: int, in_either: int, found: Path) -> None:
         """Warns if the log and the table have no id in common, or the table lacks most of the log's.
@@ -173,7 +169,7 @@ def _known_ids(table: FeatureTable | None, name: str, path: Path) -> _KnownIds:
     rows = read_feature_table(table, name)
     write_parquet(pa.table({"id": rows.ids}), path)
     where, example = f"{name} ({table.path}, column {table.id!r})", str(next(iter(rows.ids), ""))
-    return _KnownIds(where, path, len(rows.ids), example, rows.counts)
+    return _KnownIds(where, path, len(rows.ids), example)
 
 
 if __name__ == "__main__":

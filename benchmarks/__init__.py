@@ -1,1 +1,1 @@
-"""Measurements beside a peer or a baseline in the same run. Never part of the tests."""
+"""Measurements of speed beside a baseline, and of what survives kills, faults and load. Tests run parts of some."""

@@ -35,12 +35,12 @@ if not __package__:  # run as a file, beside which Python would find serving.py 
 import numpy as np
 import threadpoolctl
 
+from benchmarks.outputs import json_output
 from contracts.artifact import write_json
 from contracts.config import Config
 from contracts.config_io import dump_config, load_config
 from contracts.layout import Workdir
 from contracts.storage import write_text
-from pipeline.benchmark_table import json_output
 
 JOBS = ("ingest", "statistics", "groups", "transform", "windows")
 MATERIALISE, GZIP_6, NAIVE, NAIVE_GZIP_1 = "windows", "windows at gzip 6", "windows, naive (gzip 6)", "naive at gzip 1"

@@ -27,10 +27,10 @@ from pathlib import Path
 if not __package__:  # run as a file, beside which Python would find serving.py in place of the package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.outputs import output_file
 from contracts.artifact import MANIFEST_NAME, read_manifest
 from contracts.layout import Workdir
 from contracts.storage import staging_of, write_text
-from pipeline.benchmark_table import output_file
 
 ROOT = Path(__file__).parents[1]
 DNC = [sys.executable, "-c", "from pipeline.cli import main; main()"]

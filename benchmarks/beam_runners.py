@@ -30,12 +30,12 @@ if not __package__:  # run as a file, beside which Python would find serving.py 
 import numpy as np
 
 import beam_jobs  # noqa: F401  (with it, `storage` reads object stores)
+from benchmarks.outputs import output_file
 from contracts import storage
 from contracts.artifact import current, read_manifest
 from contracts.config import Config
 from contracts.config_io import dump_config, load_config
 from contracts.layout import Events, Workdir
-from pipeline.benchmark_table import output_file
 
 JOBS = ("ingest", "statistics", "groups", "transform", "windows")
 ROOT = Path(__file__).parents[1]

@@ -25,9 +25,10 @@ if not __package__:  # run as a file, beside which Python would find serving.py 
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.outputs import json_output
 from contracts.artifact import write_json
 from contracts.storage import write_text
-from pipeline.benchmark_table import json_output, machine
+from pipeline.benchmark_table import machine
 from trainer.catalogue import Catalogue
 from trainer.evaluation.metric_names import recall_name
 from trainer.evaluation.metrics import hits, recall_at_k, recall_of_ranks

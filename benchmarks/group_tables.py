@@ -16,11 +16,11 @@ if not __package__:  # run as a file, beside which Python would find serving.py 
 import numpy as np
 
 from beam_jobs.group_sweep import sweep_row
+from benchmarks.outputs import output_file
 from contracts.artifact import read_manifest
 from contracts.config_io import load_config
 from contracts.layout import Workdir
 from contracts.storage import write_text
-from pipeline.benchmark_table import output_file
 
 SWEEP = (5, 10, 20, 50, 100)
 TITLES = 4

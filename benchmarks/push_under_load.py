@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -25,13 +23,13 @@ from pathlib import Path
 if not __package__:  # run as a file, beside which Python would find serving.py in place of the package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.server import warmup_histories
+from benchmarks.outputs import json_output
+from benchmarks.server import served, warmup_histories
 from contracts.artifact import write_json
 from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Workdir
 from contracts.store_layout import RetrainRun, Store
-from pipeline.benchmark_table import json_output
 from pipeline.retraining.housekeeping import retain
 from pipeline.retraining.publish import publish, set_stable
 from serving.client.retrieval import RetrievalClient
@@ -66,12 +64,6 @@ class Load:
                     self.failures.append(str(error))
                 self.requests += 1
                 self.slowest = max(self.slowest, time.monotonic() - started)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(address: str, version: int, history: list[str]) -> None:
@@ -111,17 +103,10 @@ def main() -> None:
         exported = source.servable(NAME) / "1"
         shutil.copytree(arguments.servable, exported)
         publish([NAME], store, source, exported, 1, None, held=False)
-        ports = [free_port(), free_port()]
-        words = ["--model", f"{NAME}={store.servable(NAME)}", "--set", "server.poll_seconds=0.2"]
-        words += ["--set", f"server.grpc_port={ports[0]}", "--set", f"server.rest_port={ports[1]}"]
-        server = subprocess.Popen([sys.executable, "-m", "pipeline.cli", "serve", *words])
-        try:
-            load = Load(f"127.0.0.1:{ports[0]}", histories)
+        with served(store.servable(NAME), "poll_seconds=0.2") as server:
+            load = Load(server.address, histories)
             wait_for(load.address, 1, histories[0])
             result = push_and_roll_back(config, store, source, load, arguments.pushes, arguments.rollbacks)
-        finally:
-            server.terminate()
-            server.wait()
     if arguments.json:
         write_json(arguments.json, result | {"failures": load.failures[:10]})
     print(json.dumps(result))

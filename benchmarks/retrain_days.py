@@ -33,6 +33,7 @@ if not __package__:  # run as a file, beside which Python would find serving.py 
 
 import numpy as np
 
+from benchmarks.outputs import json_output
 from benchmarks.retrain_replay import (
     HISTORY_WINDOW,
     PRODUCT_MODEL,
@@ -54,7 +55,6 @@ from contracts.artifact import write_json
 from contracts.config import Config
 from contracts.storage import write_text
 from contracts.store_layout import Store
-from pipeline.benchmark_table import json_output
 from pipeline.datasets.drifting import DriftingLog
 from pipeline.retraining.spans import find_spans
 

@@ -34,12 +34,12 @@ from typing import Any
 if not __package__:  # run as a file, beside which Python would find serving.py in place of the package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.outputs import json_output
 from contracts import artifact
 from contracts.layout import SAVED_MODEL
 from contracts.serving_labels import effective_labels, versions_on_disk
 from contracts.storage import write_text
 from contracts.store_layout import RetrainRun, Store
-from pipeline.benchmark_table import json_output
 from pipeline.retraining.plan import STEP_NAMES
 from pipeline.retraining.records import record_of_version
 from tests.pipeline.retrain_log import DAYS, make_log
@@ -86,27 +86,23 @@ class Watch:
             self.look()
 
 
+def words(config: Path, store: Store, day: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline.cli", "retrain", "-c", str(config), "-s", str(store.path), "--span", day]
+
+
 def start(config: Path, store: Store) -> subprocess.Popen[str]:
-    words = [
-        sys.executable,
-        "-m",
-        "pipeline.cli",
-        "retrain",
-        "-c",
-        str(config),
-        "-s",
-        str(store.path),
-        "--span",
-        DAYS[3],
-    ]
     return subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, bufsize=1
+        words(config, store, DAYS[3]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        bufsize=1,
     )
 
 
 def run(config: Path, store: Store, day: str) -> dict[str, Any]:
-    words = [sys.executable, "-m", "pipeline.cli", "retrain", "-c", str(config), "-s", str(store.path), "--span", day]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(words(config, store, day), capture_output=True, text=True, check=False)
     try:
         return json.loads(done.stdout) | {"code": done.returncode}
     except ValueError:  # it died without a word
@@ -292,7 +288,6 @@ def main() -> None:
             print(f"{name}: {json.dumps(faults[name])}", flush=True)
     found = {"undisturbed_seconds": round(whole, 1), "expected": expected, "chains": chains, "faults": faults}
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         found = added_to(arguments.json, found)
         artifact.write_json(arguments.json, found)
         write_text(arguments.json.with_suffix(".md"), as_table(found))

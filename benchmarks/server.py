@@ -40,11 +40,11 @@ import grpc
 import numpy as np
 from tensorflow_serving.apis import predict_pb2
 
+from benchmarks.outputs import json_output
 from benchmarks.servable_of_size import HISTORY, make_servable
 from contracts.artifact import write_json
 from contracts.names import Request, Signature
 from contracts.storage import write_text
-from pipeline.benchmark_table import json_output
 from serving.servable_session import decode
 from serving.server.version import LoadedServable
 from serving.tensors import to_proto

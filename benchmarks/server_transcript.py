@@ -30,11 +30,11 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from benchmarks.outputs import output_file
 from benchmarks.servable_of_size import make_servable
 from benchmarks.server import Served, served
 from benchmarks.soak import copy_version
 from contracts.storage import write_text
-from pipeline.benchmark_table import output_file
 
 LONGEST = 1_200
 PREDICT = "/v1/models/dnc:predict"

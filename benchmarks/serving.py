@@ -1,6 +1,6 @@
 """Search and merge over K groups against one index of all items, interleaved in one run.
 
-    python -m benchmarks.serving --items 100000 --groups 32 --json benchmarks/results/serving-100k-32.json
+    python -m benchmarks.serving --items 100000 --groups 32 --json runs/serving.json
     python -m benchmarks.serving --servable runs/demo/servable/dnc/1
 
 The first command compares, over the same clustered embeddings (d=64) and each tuned to the same recall target,
@@ -43,6 +43,7 @@ import tensorflow as tf
 
 from benchmarks.core_speed import core_bandwidth
 from benchmarks.loading import loading
+from benchmarks.outputs import json_output
 from benchmarks.serving_contenders import (
     TUNING_USERS,
     Contender,
@@ -58,7 +59,6 @@ from benchmarks.serving_data import Data
 from contracts.config import ServingConfig
 from contracts.names import Request, Signature
 from contracts.storage import write_text
-from pipeline.benchmark_table import json_output
 from serving.search.exact_index_set import ExactIndexSet
 from serving.search.scann_index_set import ScannIndexSet
 from serving.servable_session import ServableSession

@@ -37,10 +37,10 @@ import aiohttp
 import grpc
 import numpy as np
 
+from benchmarks.outputs import output_file
 from benchmarks.servable_of_size import make_servable
 from benchmarks.server import BATCH, METHOD, Served, as_bytes, make_requests, served
 from contracts.storage import write_text
-from pipeline.benchmark_table import output_file
 
 REST_SHARE = 0.05
 LOAD = 0.8

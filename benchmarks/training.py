@@ -32,11 +32,12 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.core_speed import core_bandwidth, core_flops
+from benchmarks.outputs import json_output
 from benchmarks.roofline import Roofline, StepCosts
 from contracts.artifact import write_json
 from contracts.config import Config
 from contracts.storage import write_text
-from pipeline.benchmark_table import json_output, machine
+from pipeline.benchmark_table import machine
 from trainer.catalogue import Catalogue
 from trainer.input.training_windows import WindowBatch
 from trainer.models.build import build_model

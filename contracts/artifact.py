@@ -171,12 +171,10 @@ def find_manifest(path: Path) -> Manifest | None:
         return None
 
 
-def find_whole(path: Path) -> Manifest | None:
-    """Like `find_manifest`, but also None if a file that the manifest names is missing."""
+def is_whole(path: Path) -> bool:
+    """Whether there is a complete artifact at `path`, with every file that its manifest names."""
     manifest = find_manifest(path)
-    if manifest is None or not all(storage.exists(current(path) / name) for name in manifest.files):
-        return None
-    return manifest
+    return manifest is not None and all(storage.exists(current(path) / name) for name in manifest.files)
 
 
 def find_current(path: Path, fingerprint: str) -> Manifest | None:

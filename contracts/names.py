@@ -165,6 +165,8 @@ RESERVED_FEATURE_NAMES = frozenset(
         ItemColumn.GROUP_ID,
         WindowField.USER_INDEX,
         WindowField.ITEM_INDEX,
+        "histories",
+        "timeout",
     }
 )
-"""Feature names that would collide with an input of the servable or a column of a table."""
+"""Feature names that would collide with an input of the servable, an argument of its client or a column of a table."""

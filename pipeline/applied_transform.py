@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from beam_jobs.event_log.vector_column import from_matrix, to_matrix
 from contracts.artifact import read_manifest, writing
 from contracts.config import Config, FeatureTable
 from contracts.layout import Transform, Workdir
@@ -137,10 +138,9 @@ def _values(column: pa.ChunkedArray) -> np.ndarray:
     """[num_rows], or [num_rows, dim] for vectors."""
     if not pa.types.is_fixed_size_list(column.type):
         return column.to_numpy(zero_copy_only=False)
-    return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+    return to_matrix(column.combine_chunks())
 
 
 def _column(values: np.ndarray) -> pa.Array:
     """[num_rows], or, for tokens and vectors, [num_rows, width] as lists of fixed size."""
-    flat = pa.array(values.ravel())
-    return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    return pa.array(values) if values.ndim == 1 else from_matrix(values)

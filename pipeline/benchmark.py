@@ -23,7 +23,9 @@ from contracts.names import Split
 from pipeline.benchmark_config import BenchmarkConfig, BenchmarkDataset, BenchmarkMerge, BenchmarkModel, Overrides
 from pipeline.datasets import sequences
 from pipeline.paired_changes import write_per_user
-from pipeline.shared_data import data_workdir, prepare_data
+from pipeline.runner import run_stages
+from pipeline.shared_data import data_workdir
+from pipeline.stages import STAGES
 from pipeline.training_processes import training_processes
 from trainer.evaluation.baselines import UNTRAINED, baseline_config
 from trainer.evaluation.metric_names import metric_names
@@ -102,7 +104,7 @@ def run_benchmark(benchmark: BenchmarkConfig, workdir: Path, overrides: Override
         ]
         _require_measured(benchmark, runs)
         for run in {str(run.workdir.path): run for run in runs}.values():
-            prepare_data(run.data_config, run.workdir, _DATA_SEED)
+            run_stages(STAGES, run.data_config, run.workdir, last="windows")
         results: dict[Key, dict[str, Any]] = {}
         errors = _run_all([run for run in runs if run.seconds_of is None], run_results(workdir), jobs, results)
         # A model whose time limit comes from another model follows it.
@@ -160,7 +162,7 @@ def _plan(
         model=name,
         seed=seed,
         config=baseline_config(config, str(model.baseline)) if of_trained_baseline else config,
-        data_config=config,
+        data_config=config.model_copy(update={"seed": _DATA_SEED}),
         workdir=data_workdir(config, workdir / dataset),
         merges=_BASELINE_MERGES if model.baseline is not None else benchmark.merges,
         seconds_of=model.seconds_of,

@@ -32,25 +32,6 @@ def json_file(name: str | Path) -> Path:
     return Path(name)
 
 
-def output_file(name: str | Path) -> Path:
-    """The path of a file to write, in a directory that exists: better to find out before hours of measuring than after.
-
-    Raises:
-        ValueError: the directory cannot be made.
-    """
-    path = Path(name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{path}: its directory cannot be made ({error.strerror})") from None
-    return path
-
-
-def json_output(name: str) -> Path:
-    """As `json_file` and `output_file`."""
-    return output_file(json_file(name))
-
-
 def write_tables(
     benchmark: BenchmarkConfig,
     results: list[dict[str, Any]],

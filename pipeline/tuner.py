@@ -28,7 +28,8 @@ from contracts.errors import Diverged
 from contracts.layout import Workdir
 from contracts.lock import holding
 from contracts.names import ScoredMerge, Split, UserColumn
-from pipeline.shared_data import data_workdir, prepare_data
+from pipeline.runner import run_stages
+from pipeline.shared_data import data_workdir
 from pipeline.stage import fingerprints
 from pipeline.stages import STAGES
 from pipeline.training_processes import training_processes
@@ -154,7 +155,7 @@ def tune(config: Config, workdir: Path, num_trials: int) -> Tuned:
 
 def _log_size(config: Config, workdir: Path) -> LogSize:
     data = data_workdir(config, workdir / "data")
-    prepare_data(config, data, config.seed, last="statistics")
+    run_stages(STAGES, config, data, last="statistics")
     statistics = data.item_statistics
     events = read_parquet(statistics.users, columns=[UserColumn.TRAIN_COUNT])[UserColumn.TRAIN_COUNT].to_numpy()
     long_history = float(np.quantile(events, _LONG_USERS)) if len(events) else 0.0
@@ -292,7 +293,7 @@ def _objective(trial: optuna.Trial, config: Config, workdir: Path, size: LogSize
     trial.set_user_attr("keys", keys)
     chosen = with_keys(config, keys)
     data = data_workdir(chosen, workdir / "data")
-    prepare_data(chosen, data, chosen.seed)
+    run_stages(STAGES, chosen, data, last="windows")
     with training_processes(1) as submit:
         recalls: list[float] = submit(train_and_validate, chosen, data, f"trial-{trial.number}").result()
     trial.set_user_attr("keys", {**keys, **best_merge(recalls)})

@@ -190,7 +190,8 @@ def _ranking(config: Config, workdir: Workdir, name: str, catalogue: Catalogue, 
     """A ranking that gives the same lists as the model's servable, cold items included."""
     share = exploration_share(config, read_manifest(workdir.model(name).path))
     model = load_model(config, workdir, name, catalogue)
-    return ExactRanking(model, catalogue.grouped_for(config), users, share)
+    learnt = catalogue.known_to(workdir.model(name))
+    return ExactRanking(model, learnt.grouped_for(config), users, share)
 
 
 def _counted(

@@ -189,9 +189,6 @@ class _Trainer:
         entry: dict[str, Any] = {key: value / positives for key, value in sums.items()}
         entry |= {"epoch": epoch + 1, "seconds": seconds, "positives_per_second": positives / seconds}
         entry["learning_rate"] = rate
-        entropy = self._model.gate_entropy(batch)
-        if entropy is not None:
-            entry["gate_entropy"] = float(entropy)
         return entry | self._validate()
 
     def _take_snapshots(self, number: int) -> None:

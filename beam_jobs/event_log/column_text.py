@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -99,9 +103,23 @@ def check_ids(values: pa.Array) -> Int8:
 
 def to_numbers(values: pa.Array) -> Float64:
     """[num_values] the numbers that a binary array spells out; NaN for a value that is not a number."""
+    return of_distinct(values, _number, np.float64)
+
+
+def numbers_and_malformed(values: pa.Array) -> tuple[Float64, Bool]:
+    """[num_values] each, `to_numbers` and which values are neither a number nor absent, see `NO_VALUE`."""
+    numbers = to_numbers(values)
+    is_malformed = np.isnan(numbers)
+    rest = values.filter(pa.array(is_malformed))
+    is_malformed[is_malformed] = of_distinct(rest, lambda value: value.strip().lower() not in NO_VALUE, np.bool_)
+    return numbers, is_malformed
+
+
+def of_distinct(values: pa.Array, function: Callable[[bytes], Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """[num_values] `function` of each value of a binary array, null being b"", called once per distinct value."""
     encoded = pc.fill_null(values, b"").dictionary_encode()
-    numbers = np.array([_number(value) for value in encoded.dictionary.to_pylist()], np.float64)
-    return numbers[encoded.indices.to_numpy()]
+    found = np.array([function(value) for value in encoded.dictionary.to_pylist()], dtype)
+    return found[encoded.indices.to_numpy()]
 
 
 def _number(text: bytes) -> float:
@@ -109,13 +127,6 @@ def _number(text: bytes) -> float:
         return float("nan") if b"_" in text else float(text)  # 1_000 is a number in Python alone
     except ValueError:
         return float("nan")
-
-
-def is_absent(values: pa.Array) -> Bool:
-    """[num_values] whether each value of a binary array is null or one of `NO_VALUE`, in any case."""
-    encoded = pc.fill_null(values, b"").dictionary_encode()
-    absent = np.array([value.strip().lower() in NO_VALUE for value in encoded.dictionary.to_pylist()], bool)
-    return absent[encoded.indices.to_numpy()]
 
 
 def utf8_mask(values: pa.Array) -> Bool:

@@ -16,10 +16,10 @@ from beam_jobs.event_log.column_text import (
     LOST_DIGITS,
     NO_VALUE,
     check_ids,
-    is_absent,
     is_inexact,
+    numbers_and_malformed,
+    of_distinct,
     to_binary,
-    to_numbers,
 )
 from beam_jobs.event_log.csv_blocks import RawBatch
 from beam_jobs.event_log.span_statistics import MISSING, OTHER
@@ -150,10 +150,7 @@ def _feedback_levels(column: _Columns, data: DataConfig, num_rows: int, letters:
         levels = np.maximum(levels, np.where(flags == 1, feedback.levels.index(level), 0).astype(np.int8))
     if feedback.rating_thresholds and data.columns.rating is not None:
         raw = column(data.columns.rating)
-        text = to_binary(raw)
-        ratings = to_numbers(text)
-        is_wrong = np.isnan(ratings)
-        is_wrong[is_wrong] = ~is_absent(text.filter(pa.array(is_wrong)))  # absent reaches no level
+        ratings, is_wrong = numbers_and_malformed(to_binary(raw))  # an absent one reaches no level
         letters.add("rating", is_wrong.astype(np.int8), ("", NO_RATING), raw)
         for level, least in feedback.rating_thresholds.items():
             levels = np.maximum(levels, np.where(ratings >= least, feedback.levels.index(level), 0).astype(np.int8))
@@ -189,7 +186,9 @@ def _places_of(values: pa.Array, listed: Sequence[str]) -> Int32:
 
 def _flags(values: pa.Array) -> Int8:
     """1 true, 0 false or absent, -1 neither."""
-    encoded = pc.fill_null(values, b"").dictionary_encode()
-    lowered = [value.strip().lower() for value in encoded.dictionary.to_pylist()]
-    codes = np.array([1 if value in _TRUE else 0 if value in _NOT_TRUE else -1 for value in lowered], np.int8)
-    return codes[encoded.indices.to_numpy()]
+
+    def flag(value: bytes) -> int:
+        lowered = value.strip().lower()
+        return 1 if lowered in _TRUE else 0 if lowered in _NOT_TRUE else -1
+
+    return of_distinct(values, flag, np.int8)

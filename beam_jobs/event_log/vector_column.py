@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -52,12 +55,12 @@ def _read(column: pa.Array, feature: Feature, vectors: Float32) -> Bool:
     return ~sound & (lengths > 0)
 
 
-def from_matrix(vectors: Float32) -> pa.Array:
+def from_matrix(vectors: npt.NDArray[Any]) -> pa.Array:
     """[num_rows, dim] as fixed-size lists."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel(), pa.float32()), vectors.shape[1])
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
 
 
-def to_matrix(column: pa.Array) -> Float32:
+def to_matrix(column: pa.Array) -> npt.NDArray[Any]:
     """Fixed-size lists without nulls as [num_rows, dim]."""
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
 

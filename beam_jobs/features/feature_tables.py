@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from beam_jobs.common.arrays import Bool, Float64
 from beam_jobs.common.payload import one_array
-from beam_jobs.event_log.column_text import check_ids, is_absent, is_inexact, to_binary, to_numbers, utf8_mask
+from beam_jobs.event_log.column_text import check_ids, is_inexact, numbers_and_malformed, to_binary, utf8_mask
 from beam_jobs.event_log.csv_blocks import is_csv, read_csv_batches
 from beam_jobs.event_log.event_files import as_named, check_file, open_parquet, parquet_columns, require_flat
 from beam_jobs.event_log.vector_column import from_matrix, is_list, to_matrix, to_vectors
@@ -227,10 +227,7 @@ def _to_float32(column: pa.Array) -> tuple[pa.Array, Bool]:
         numeric = column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column
         present = pc.fill_null(numeric.cast(pa.float64(), safe=False), float("nan"))
         return _narrowed(present.to_numpy(zero_copy_only=False))
-    text = pc.fill_null(to_binary(column), b"")
-    numbers = to_numbers(text)
-    is_malformed = np.isnan(numbers)
-    is_malformed[is_malformed] = ~is_absent(text.filter(pa.array(is_malformed)))
+    numbers, is_malformed = numbers_and_malformed(to_binary(column))
     narrow, is_too_large = _narrowed(numbers)
     return narrow, is_malformed | is_too_large
 

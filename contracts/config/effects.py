@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import reduce
 
 from contracts.config import Config, Section
-from contracts.config.data import Feature, SplitConfig
+from contracts.config.data import Feature
 
 _KINDS = {
     "separator": ("tokens", "vector"),
@@ -20,9 +20,18 @@ _KINDS = {
 """Setting of a feature -> the kinds of features that it applies to."""
 
 _READ_ONLY_WITH: dict[str, tuple[str, Callable[[Config], bool]]] = {
+    "groups.category": ("groups.method=category or hybrid", lambda config: config.groups.method != "kmeans"),
+    "groups.fit": ("groups.method=kmeans", lambda config: config.groups.method == "kmeans"),
     "groups.iterations": ("groups.fit=distributed", lambda config: config.groups.fit == "distributed"),
     "groups.restarts": ("groups.method=kmeans or hybrid", lambda config: config.groups.method != "category"),
-    "windows.mined_neighbors": ("windows.mined_negatives above 0", lambda config: config.windows.mined_negatives > 0),
+    "split.min_user_events": (
+        "split.protocol=leave_one_out",
+        lambda config: config.split.protocol == "leave_one_out",
+    ),
+    **dict.fromkeys(
+        ("windows.mined_from", "windows.mined_neighbors"),
+        ("windows.mined_negatives above 0", lambda config: config.windows.mined_negatives > 0),
+    ),
     "model.num_interests": (
         "mind or comirec in evaluation.baselines",
         lambda config: not {"mind", "comirec"}.isdisjoint(config.evaluation.baselines),
@@ -74,23 +83,7 @@ def settings_without_effect(config: Config) -> Iterator[str]:
         value = getattr(section, name)
         if value != type(section).model_fields[name].default and not is_read(config):
             yield f"{key}={value} is read only with {needed}: set that, or leave {name} out"
-    groups, windows = config.groups, config.windows
-    if groups.category is not None and groups.method == "kmeans":
-        yield (
-            f"groups.category={groups.category!r} is not read with groups.method=kmeans: set groups.method=category or "
-            "hybrid, or leave it out"
-        )
-    if groups.fit == "distributed" and groups.method != "kmeans":
-        yield (
-            f"groups.fit=distributed refines k-means over all items, which groups.method={groups.method} does not run: "
-            "set groups.method=kmeans, or leave groups.fit out"
-        )
-    if windows.mined_from is not None and not windows.mined_negatives:
-        yield (
-            f"windows.mined_from={windows.mined_from!r} is read only for mined negatives, but "
-            "windows.mined_negatives=0 asks for none: set that to at least 1, or leave mined_from out"
-        )
-    loss = config.training.loss
+    windows, loss = config.windows, config.training.loss
     if windows.mined_negatives and not loss.choice_weight:
         yield (
             f"windows.mined_negatives={windows.mined_negatives}: these are searched for and drawn, but training does "
@@ -122,17 +115,11 @@ def _of_tables(config: Config) -> Iterator[str]:
 
 
 def _of_log(config: Config) -> Iterator[str]:
-    data, split = config.data, config.split
+    data = config.data
     if data.timestamp_format is not None and data.timestamp_unit != "auto":
         yield (
             f"data.timestamp_unit={data.timestamp_unit} applies to numbers, but with data.timestamp_format="
             f"{data.timestamp_format!r} only times in that format are read: leave one of them out"
-        )
-    least_of_split = SplitConfig.model_fields["min_user_events"].default
-    if split.protocol == "time" and split.min_user_events != least_of_split:
-        yield (
-            f"split.min_user_events={split.min_user_events} applies only to split.protocol=leave_one_out, but the "
-            "protocol is time: set split.protocol=leave_one_out, or leave min_user_events out"
         )
     thresholds = data.feedback.rating_thresholds
     by_level = [level for level in data.feedback.levels if level in thresholds]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from contracts.config.section import Section
 
@@ -56,9 +56,3 @@ class GroupsConfig(Section):
         "co-occurrence within groups has fallen by this much; 0: groups are fitted anew each time, as those of "
         "categories always are",
     )
-
-    @model_validator(mode="after")
-    def _category_is_named(self) -> GroupsConfig:
-        if self.method != "kmeans" and not self.category:
-            raise ValueError(f"groups.method={self.method} needs groups.category, the name of an item feature")
-        return self

@@ -52,7 +52,7 @@ def write_verdict(
             holdout,
             mine,
             theirs,
-            name if reference else "popularity",
+            name,
             seed=config.seed,
             leaked=leaked,
             index_recall=index_recall(config, workdir),

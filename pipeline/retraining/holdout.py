@@ -136,5 +136,4 @@ def index_recall(config: Config, workdir: Workdir) -> float:
     """
     servables = read_manifest(workdir.validation).details["servables"]
     found = [servables[index] for index in config.serving.indexes]
-    # A retrain may continue from a validation by older code, which has no high ends.
-    return min(float(each.get("recall_high", each["recall"])) for each in found)
+    return min(float(each["recall_high"]) for each in found)

@@ -294,7 +294,7 @@ def run_config(config: Config, store: Store, plan: Plan, spans: Sequence[Span]) 
     }
     if plan.parent_run is not None:
         parent = store.run(plan.parent_run)
-        if retrain.stable_groups and _is_whole(parent.item_groups.path):
+        if retrain.stable_groups and artifact.is_whole(parent.item_groups.path):
             stable = {"previous": str(parent.item_groups.path), "since": plan.news_start}
             updates["groups"] = config.groups.model_copy(update=stable)
         if plan.warm:
@@ -326,10 +326,6 @@ def read_plan(path: Path) -> Plan:
     return artifact.read_json(path, "a plan", lambda text: artifact.from_json(Plan, text), remedy)
 
 
-def _is_whole(path: Path) -> bool:
-    return artifact.find_whole(path) is not None
-
-
 def _may_start_warm(config: Config, store: Store, parent: Record | None) -> tuple[bool, list[str]]:
     """Whether training can start from the parent's weights, and why not."""
     if parent is None or not config.retrain.warm_start:
@@ -339,7 +335,9 @@ def _may_start_warm(config: Config, store: Store, parent: Record | None) -> tupl
     # All but the weights themselves serve to carry these over to other items, groups and values.
     read = {"weights": model.path, "items": run.item_statistics.path, "groups": run.item_groups.path}
     read["vocabularies"] = run.transform.path
-    if lost := [f"the {name} of version {parent.version}" for name, path in read.items() if not _is_whole(path)]:
+    if lost := [
+        f"the {name} of version {parent.version}" for name, path in read.items() if not artifact.is_whole(path)
+    ]:
         return False, [f"{' and '.join(lost)} are gone: training from scratch"]
     manifest = artifact.read_manifest(model.path)
     # Not `artifact.code_of`: with each code change, a store would lose what its versions have learnt.

@@ -25,7 +25,7 @@ def served_version(config: Config, store: Store, plan: Plan) -> Path | None:
 
 
 def compared_version(config: Config, store: Store, plan: Plan) -> tuple[Path | None, str]:
-    """The servable that the gate compares the candidate with, and its name; None before anything is served.
+    """The servable that the gate compares the candidate with, and its name; before anything is served, popularity.
 
     This is the served version or, if catching up has shown it the events that judge now, its model from before that.
     The same holds for versions from `dnc index`: that model lacks newer items, but nothing was trained on these.
@@ -35,7 +35,8 @@ def compared_version(config: Config, store: Store, plan: Plan) -> tuple[Path | N
         workdir = store.run(record.run_id)
         if find_manifest(workdir.export):
             return exported_servable(workdir), f"version {record.version} as it was judged"
-    return served_version(config, store, plan), f"version {plan.parent}"
+    served = served_version(config, store, plan)
+    return served, "popularity" if served is None else f"version {plan.parent}"
 
 
 def knows_holdout(store: Store, plan: Plan) -> bool:
@@ -64,6 +65,6 @@ def _reaches_into_holdout(store: Store, plan: Plan, record: Record) -> bool:
 
 def _events_since(store: Store, key: str, start: int) -> int:
     path = store.span(key).events.path
-    files = [path / name for name in read_manifest(path).files if name.endswith(".parquet")]
+    files = (path / name for name in read_manifest(path).files)
     times = (pq.read_table(file, columns=[EventColumn.TIMESTAMP])[EventColumn.TIMESTAMP] for file in files)
     return sum(int(np.count_nonzero(column.to_numpy() >= start)) for column in times)

@@ -41,7 +41,7 @@ class SpanProfile:
         stray_share: share of a dated span's events that lie more than a day outside its date.
         start: microseconds; the moment by which 1% of the events had happened.
         items: Parquet file, see `SpanParts.items`.
-        first, last: microseconds of the span's earliest and latest event. Older code did not measure them.
+        first, last: microseconds of the span's earliest and latest event.
     """
 
     key: str
@@ -51,8 +51,8 @@ class SpanProfile:
     stray_share: float
     start: int
     items: str
-    first: int = 0
-    last: int = np.iinfo(np.int64).max
+    first: int
+    last: int
 
 
 def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts | None = None) -> SpanProfile:

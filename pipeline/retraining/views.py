@@ -26,7 +26,7 @@ from trainer.evaluation.metric_names import recall_k
 
 _DIFF_USERS = 5
 _DIFF_LENGTH = 10
-_OF_EACH_DAY = ("data.events", "training.warm_start", "groups.previous", "groups.since", "windows.since")
+_OF_EACH_DAY = ("training.warm_start", "groups.previous", "groups.since", "windows.since")
 """Keys that a plan sets anew each day: they are no difference between two versions' settings."""
 
 
@@ -163,9 +163,7 @@ def _metrics_difference(first: Record, second: Record) -> Table:
 
 def _config_difference(first: Record, second: Record) -> Text:
     changed = [
-        f"  {key}: {change}"
-        for key, change in changes(first.config, second.config).items()
-        if not key.startswith(_OF_EACH_DAY)
+        f"  {key}: {change}" for key, change in changes(first.config, second.config).items() if key not in _OF_EACH_DAY
     ]
     return Text("config: " + ("\n" + "\n".join(changed) if changed else "the same"))
 

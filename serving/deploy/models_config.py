@@ -97,9 +97,8 @@ def _asked(url: str, read: Callable[[Any], _Found], otherwise: _Found) -> _Found
     """What `read` finds in TF Serving's REST answer at a URL; `otherwise` if there is none or it has another form."""
     try:
         return read(requests.get(url, timeout=_SECONDS_TO_ANSWER).json())
-    except requests.RequestException:  # the server is starting or stopping, or the answer is not JSON
-        return otherwise
-    except (LookupError, TypeError, ValueError, OverflowError):  # it is an error, or from another kind of server
+    # The server is starting or stopping, the answer is not JSON or an error, or it is from another kind of server.
+    except (requests.RequestException, LookupError, TypeError, ValueError, OverflowError):
         return otherwise
 
 

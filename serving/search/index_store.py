@@ -23,8 +23,6 @@ from serving.search.scann_resource import StoredIndexes
 log = logging.getLogger(__name__)
 
 INDEXES_FILE = ASSETS_EXTRA / "group_indexes.json"
-_FORMAT = 3
-"""A file of another format is ignored, and its groups are rebuilt."""
 
 
 def write_indexes(version: Path, indexes: Sequence[GroupIndex]) -> None:
@@ -35,7 +33,7 @@ def write_indexes(version: Path, indexes: Sequence[GroupIndex]) -> None:
     ]
     path = version / INDEXES_FILE
     path.parent.mkdir(exist_ok=True)
-    write_text(path, json.dumps({"format": _FORMAT, "groups": entries}))
+    write_text(path, json.dumps({"groups": entries}))
 
 
 def read_indexes(version: Path) -> dict[str, GroupIndex]:
@@ -43,11 +41,11 @@ def read_indexes(version: Path) -> dict[str, GroupIndex]:
     path = version / INDEXES_FILE
     try:
         stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if stored.get("format") != _FORMAT or not stored["groups"]:
+        if not stored.get("groups"):
             return {}
         tensors = StoredIndexes(version)
         return {entry["fingerprint"]: _index(entry, tensors) for entry in stored["groups"]}
-    except (ValueError, IndexError, tf.errors.OpError) as error:  # raised by TensorFlow's and JSON's readers
+    except (ValueError, LookupError, TypeError, AttributeError, tf.errors.OpError) as error:
         log.warning("%s: its indexes cannot be read (%s); rebuilding those of all groups", version, error)
         return {}
 

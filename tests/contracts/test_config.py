@@ -115,7 +115,8 @@ def test_a_section_whose_keys_are_all_commented_out_has_its_defaults(tmp_path: P
         ),
         (
             "groups.method=category",
-            "  groups: groups.method=category needs groups.category, the name of an item feature",
+            "  groups.category=None is not a categorical, tokens or text feature of data.item_features; those are []: "
+            "name one of them, list it there, or set groups.method=kmeans",
         ),
         ("training=3", "  training: it must be a section with keys of its own; see `dnc settings`; got 3"),
         ("data.item_features={id: i, features: []}", "  data.item_features.path: it must be given; see `dnc settings`"),

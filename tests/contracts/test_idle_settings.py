@@ -26,16 +26,22 @@ _RATINGS = "data={columns: {rating: r}, feedback: {levels: [a, b, c], rating_thr
             [_USERS + "[{name: a, kind: categorical, max_tokens: 9}]}"],
             "data.user_features.features: 'a' has max_tokens=9",
         ),
-        (["groups.category=topic"], "groups.category='topic' is not read with groups.method=kmeans"),
+        (
+            ["groups.category=topic"],
+            "groups.category=topic is read only with groups.method=category or hybrid",
+        ),
         (
             [_ITEMS + "[{name: a, kind: categorical}]}", "groups={method: hybrid, category: a, fit: distributed}"],
-            "groups.fit=distributed refines k-means over all items",
+            "groups.fit=distributed is read only with groups.method=kmeans",
         ),
-        (["windows.mined_from=e.npz"], "windows.mined_negatives=0"),
+        (["windows.mined_from=e.npz"], "windows.mined_from=e.npz is read only with windows.mined_negatives above 0"),
         (["windows.mined_from=e.npz", "windows.mined_negatives=4"], "not use them with training.loss.choice_weight=0"),
         ([_LEVELS, "windows.exposed_negatives=4"], "them with training.loss.choice_weight=0 and hierarchy_weight=0"),
         (["data.timestamp_unit=ms", "data.timestamp_format='%Y'"], "data.timestamp_unit=ms"),
-        (["split.protocol=time", "split.min_user_events=5"], "split.min_user_events=5"),
+        (
+            ["split.protocol=time", "split.min_user_events=5"],
+            "min_user_events=5 is read only with split.protocol=leave_one_out",
+        ),
         ([_RATINGS], "every rating that reaches b=4 also reaches the higher level c=4"),
     ],
 )

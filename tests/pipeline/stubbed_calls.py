@@ -64,4 +64,4 @@ class StubbedCalls(Calls):
 
 
 def _all_fit(config: Config, store: Store, window: list[Span]) -> FitSpans:
-    return FitSpans([SpanProfile(span.key, 1, 1, 0.0, 0.0, span.order, "") for span in window], {}, {})
+    return FitSpans([SpanProfile(span.key, 1, 1, 0.0, 0.0, span.order, "", 0, 2**62) for span in window], {}, {})

@@ -155,7 +155,7 @@ def pretend(run: benchmark.Run, fingerprint: str, folder: Path) -> dict:
 
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "prepare_data", lambda *_: None)
+    monkeypatch.setattr(benchmark, "run_stages", lambda *_, **__: None)
     monkeypatch.setattr(benchmark, "train_and_measure", pretend)
     monkeypatch.setattr(benchmark, "_fingerprint", lambda run: run.model)
 

@@ -77,7 +77,7 @@ def test_every_fact_reaches_the_judgement(name: str | None, workdir: Workdir, mo
 
     monkeypatch.setattr(gate_stage, "judge", recorded)
     reference = workdir.path / "reference" if name else None
-    gate_stage.write_verdict(CONFIG, workdir, "f", reference, str(name), leaked=3, knows_the_span=True)
+    gate_stage.write_verdict(CONFIG, workdir, "f", reference, name or "popularity", leaked=3, knows_the_span=True)
     assert told.pop("config") == CONFIG.retrain.gate
     mine, theirs = told.pop("mine"), told.pop("theirs")
     assert (mine.recall.mean(), mine.milliseconds) == (1.0, 2.0)

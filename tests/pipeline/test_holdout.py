@@ -164,7 +164,10 @@ def test_items_that_the_catalogue_lacks_have_numbers_of_their_own_and_a_score_of
 def test_the_worst_of_the_exported_indexes_decides(tmp_path: Path) -> None:
     workdir = Workdir(tmp_path)
     with writing(workdir.validation, "validation", "f") as writer:
-        writer.details["servables"] = {"exact": {"recall": 0.99, "recall_high": 1.0}, "scann": {"recall": 0.9}}
+        writer.details["servables"] = {
+            "exact": {"recall": 0.99, "recall_high": 1.0},
+            "scann": {"recall": 0.8, "recall_high": 0.9},
+        }
     for indexes, least in ((("exact", "scann"), 0.9), (("exact",), 1.0)):
         config = Config()
         serving = config.serving.model_copy(update={"indexes": indexes})

@@ -34,7 +34,7 @@ def test_a_version_that_has_learnt_the_holdout_is_compared_as_it_was_before(tmp_
         write_events(store, key, [time])
     next_day = replace(plan_of(2), spans=["1", "2", "3"], holdout_start=50)
     assert compared_version(CONFIG, store, next_day) == (served, "version 2")
-    assert compared_version(CONFIG, store, plan_of(None))[0] is None
+    assert compared_version(CONFIG, store, plan_of(None)) == (None, "popularity")
 
 
 @pytest.mark.parametrize(("num_late", "as_judged"), [(1, False), (2, True)])

@@ -120,7 +120,7 @@ def test_a_week_of_retraining(calls: Calls) -> None:
 def stages(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Nothing is done instead of the stages, and the gate is content; gets the run of each call that would run them."""
     ran: list[str] = []
-    profiles = [SpanProfile(day, 1, 1, 0.0, 0.0, start, "") for start, day in enumerate(DAYS[:3])]
+    profiles = [SpanProfile(day, 1, 1, 0.0, 0.0, start, "", 0, 2**62) for start, day in enumerate(DAYS[:3])]
     monkeypatch.setattr(
         retraining, "fit_spans", lambda config, store, window: FitSpans(profiles[: len(window)], {}, {})
     )
@@ -235,7 +235,7 @@ def test_days_that_fail_leave_no_more_than_one_unfinished_run(
     def profile(_: Config, store: Store, window: list[Span]) -> FitSpans:
         runs, spans = ([path.name[:10] for path in store.path.glob(f"{kind}/*")] for kind in ("runs", "spans"))
         found.append((runs, sorted(spans)))
-        return FitSpans([SpanProfile(span.key, 1, 1, 0.0, 0.0, span.order, "") for span in window], {}, {})
+        return FitSpans([SpanProfile(span.key, 1, 1, 0.0, 0.0, span.order, "", 0, 2**62) for span in window], {}, {})
 
     def fill_the_disk(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

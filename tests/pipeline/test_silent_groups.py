@@ -17,7 +17,7 @@ GROUP_OF = {"a": 0, "b": 0, "c": 1, "d": 2}
 def _profile(folder: Path, key: str, counts: dict[str, int]) -> SpanProfile:
     path = folder / f"{key}.parquet"
     pq.write_table(pa.table({"item_id": list(counts), "total_count": list(counts.values())}), path)
-    return SpanProfile(key, sum(counts.values()), 1, 0.1, 0.0, 0, str(path))
+    return SpanProfile(key, sum(counts.values()), 1, 0.1, 0.0, 0, str(path), 0, 9)
 
 
 def _groups(folder: Path) -> ItemGroups:

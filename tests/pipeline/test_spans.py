@@ -318,7 +318,7 @@ def profile_of(
 ) -> SpanProfile:
     path = str(folder / f"{key}.parquet")
     pq.write_table(pa.table({"item_id": list(items), "total_count": list(items.values())}), path)
-    return SpanProfile(key, sum(items.values()), 1, user_share, stray, 0, path)
+    return SpanProfile(key, sum(items.values()), 1, user_share, stray, 0, path, 0, 9)
 
 
 def test_every_limit_of_a_span_refuses_beyond_it_and_not_at_it(tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_a_file_that_comes_again_under_the_next_name_is_refused(tmp_path: Path) 
 def test_limits_are_about_what_is_usual_only_where_that_is_known() -> None:
     few = EarlierSpans()
     few.events += [1_000, 1_000]
-    assert refusals(SpanProfile("2", 90_000, 10, 0.01, 0.0, 0, ""), few, SpanLimits()) == []
+    assert refusals(SpanProfile("2", 90_000, 10, 0.01, 0.0, 0, "", 0, 9), few, SpanLimits()) == []
 
 
 def test_new_items_are_those_of_no_earlier_span(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_the_list_of_versions_leads_to_why_a_run_was_refused(tmp_path: Path) -> 
 def test_a_difference_names_the_settings_that_were_changed_and_not_what_each_day_has_of_its_own(tmp_path: Path) -> None:
     of_day = [
         {
-            "data": {"events": [f"log/{day}.csv"]},
+            "data": {"events": "log/*.csv"},
             "groups": {"previous": f"runs/{day}/item_groups", "since": day},
             "training": {"warm_start": f"runs/{day}", "batch_size": 64},
             "windows": {"since": day},
@@ -134,8 +134,13 @@ def test_a_difference_names_the_settings_that_were_changed_and_not_what_each_day
         replace(record(day), config=config, metrics={"candidate": {}})
         for day, config in zip((1, 2), of_day, strict=True)
     )
-    for batch_size, said in ((64, ["config: the same"]), (32, ["config:", "  training.batch_size: 64 -> 32"])):
-        of_day[1]["training"]["batch_size"] = batch_size
+    for section, key, value, said in (
+        ("training", "batch_size", 64, ["config: the same"]),
+        ("training", "batch_size", 32, ["config:", "  training.batch_size: 64 -> 32"]),
+        ("training", "batch_size", 64, ["config: the same"]),
+        ("data", "events", "more/*.csv", ["config:", "  data.events: log/*.csv -> more/*.csv"]),
+    ):
+        of_day[1][section][key] = value
         text = io.StringIO()
         Console(file=text, width=160).print(difference(Store(tmp_path), first, second))
         lines = [line.rstrip() for line in text.getvalue().splitlines()]

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from contracts.layout import Workdir
-from contracts.names import ItemColumn
+from contracts.names import ItemColumn, Split
 from tests.trainer.test_warm_start import (
     COLOURS,
     ITEM_SPEC,
@@ -22,10 +22,12 @@ from tests.trainer.test_warm_start import (
     scores,
     table_of,
 )
+from trainer import evaluate
 from trainer.carry_over import carry_over
 from trainer.catalogue import Catalogue
 from trainer.evaluation.baselines import baseline_config
 from trainer.evaluation.exploration_share import EXPLORATION_SHARE
+from trainer.input.evaluation_users import EvaluationUsers
 from trainer.layers.feature_embedding import feature_weight
 from trainer.models.build import build_model
 from trainer.models.model_files import load_model
@@ -209,3 +211,18 @@ def test_a_new_item_without_events_keeps_its_initial_row(tmp_path: Path) -> None
     initial = table_of(model)
     warm_start(model, warm, after, "dnc")
     np.testing.assert_array_equal(table_of(model)[NUM_ITEMS + 1 :], initial[NUM_ITEMS + 1 :])
+
+
+def test_what_the_model_was_not_trained_on_is_cold_to_its_evaluation_as_it_is_to_its_servable(tmp_path: Path) -> None:
+    """Today's log has trained on the four new items, and the model has not: a quarter of each list is theirs."""
+    number = NUM_ITEMS + 4
+    group_of = np.arange(number) % NUM_GROUPS
+    before = make_run(tmp_path / "before", np.arange(NUM_ITEMS), group_of[:NUM_ITEMS], COLOURS)
+    today = make_run(tmp_path / "today", np.arange(number), group_of, COLOURS)
+    cold(today, slice(0))  # none
+    random_model(config_of("mmoe"), before)  # whose exploration share is .25
+    warm = config_of("mmoe", f"training.warm_start={before.path}")
+    carry_over(warm, today, "fingerprint")
+    users = EvaluationUsers.load(today, Split.TEST)
+    lists = evaluate._ranking(warm, today, "dnc", Catalogue.load(today), users).lists("score", 1.0, 8)
+    assert len(users) and ((lists > NUM_ITEMS).sum(axis=1) == 2).all()

@@ -191,7 +191,7 @@ def test_feature_embedding_by_hand() -> None:
         {"name": "country", "kind": "categorical", "vocabulary_size": 2},
         {"name": "cover", "kind": "vector", "width": 3},
     ]
-    layer = FeatureEmbedding(specs, 2)
+    layer = FeatureEmbedding(specs, 2, "features")
     layer.set_weights(
         [
             np.array([[9, 9], [1, 0], [0, 1], [5, 5]]),

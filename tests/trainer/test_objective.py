@@ -384,17 +384,3 @@ def drawn_by(model: TwoTowerModel, batch: WindowBatch, encoded: Encoded, number:
     drawn = uniform_unseen(model.generator, model._num_items, tf.constant(own), tf.constant(row), number).numpy()
     model.generator.reset(state)
     return drawn
-
-
-def test_the_entropy_of_gates_is_that_of_numpy(workdir: Workdir) -> None:
-    catalogue = Catalogue.load(workdir)
-    model = perturbed(TwoTowerModel(small_config(model={"conditioning": "mmoe"}), catalogue))
-    batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
-    encoded = Encoded.of(model, batch)
-    weights = {weight.name.removesuffix(":0"): weight.numpy() for weight in model.trainable_variables}
-    group = catalogue.group_id[encoded.targets]
-    logits = np.einsum("pd,pde->pe", encoded.shared, weights["gate_kernel"][group]) + weights["gate_bias"][group]
-    gates = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    expected = -(gates * np.log(gates)).sum(axis=1).mean()
-    assert float(model.gate_entropy(batch)) == pytest.approx(expected, rel=1e-4)
-    assert 0 < expected < np.log(2)

@@ -21,7 +21,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
     model starts as if there were no features.
     """
 
-    def __init__(self, specs: list[dict[str, Any]], dim: int, name: str = "features"):
+    def __init__(self, specs: list[dict[str, Any]], dim: int, name: str):
         super().__init__(name=name)
         self._specs = specs
         self._tables = {

@@ -34,8 +34,3 @@ class GroupConditioning(tf.keras.layers.Layer):
     @abc.abstractmethod
     def all_groups(self, query: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Vectors for all groups: float32 [batch_size, dim] -> [batch_size, num_groups, dim]."""
-
-    def gates(self, query: tf.Tensor, group_id: tf.Tensor) -> tf.Tensor | None:
-        """Mixture weights [num_positives, num_experts], or None if there is no mixture."""
-        del query, group_id
-        return None

@@ -47,7 +47,8 @@ class MMoEConditioning(GroupConditioning):
         )
         self._dropout = RandomDropout(dropout, generator, name="dropout")
 
-    def gates(self, query: tf.Tensor, group_id: tf.Tensor) -> tf.Tensor:
+    def _gates(self, query: tf.Tensor, group_id: tf.Tensor) -> tf.Tensor:
+        """[num_queries, num_experts], of each query's group."""
         # Queries of a group share its gate: each block is multiplied by one gate, and no other gate is computed.
         blocks = GroupBlocks.of(group_id, self.num_groups)
         # Tensors, not variables: their gradients are dense, and there are few groups.
@@ -58,7 +59,7 @@ class MMoEConditioning(GroupConditioning):
     def own_group(self, query: tf.Tensor, group_id: tf.Tensor, training: bool = False) -> tf.Tensor:
         hidden = self._hidden(query, training)
         # Gates scale the hidden units, then one matrix product sums over experts and units.
-        gated = hidden * self.gates(query, group_id)[..., None]
+        gated = hidden * self._gates(query, group_id)[..., None]
         flat = tf.reshape(gated, [-1, self._num_experts * self._hidden_dim])
         return query + tf.matmul(flat, tf.reshape(self._expert_output, [-1, self.dim]))
 

@@ -158,17 +158,6 @@ class TwoTowerModel(tfrs.Model):
             del self._candidate_tower
             self._candidate_tower = fixed
 
-    def gate_entropy(self, batch: WindowBatch) -> tf.Tensor | None:
-        """Mean entropy (nats) of the experts' gates over a batch; None without a mixture of experts.
-
-        0 means one expert per group; log(num_experts) means gates that do not choose.
-        """
-        place = tf.where(batch.is_target)
-        target = tf.gather_nd(batch.item_index, place)
-        queries = self._queries_of(batch, self._candidate_tower(batch.item_index), place, training=False)
-        gates = self._conditioning.gates(queries, tf.gather(self._group_id, target))
-        return None if gates is None else -tf.reduce_mean(tf.reduce_sum(gates * tf.math.log(gates + 1e-9), axis=-1))
-
     def compute_loss(self, inputs: WindowBatch, training: bool = False) -> tf.Tensor:
         """The objective, a scalar. `tfrs.Model` requires this method; Keras's `fit` would train by it."""
         return self.loss_terms(inputs, training)["loss"]
