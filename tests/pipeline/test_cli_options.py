@@ -144,7 +144,7 @@ def test_a_machine_without_room_for_temporary_files_is_told_what_to_do(monkeypat
     ("limit", "name", "writes"),
     [
         (4096, "embeddings.npy", lambda folder: write_array(folder / "embeddings.npy", np.zeros(4800, np.float32))),
-        (16, str(INDEXES_FILE), lambda folder: write_indexes(folder, [])),
+        (8, str(INDEXES_FILE), lambda folder: write_indexes(folder, [])),
     ],
 )
 def test_a_file_that_fits_in_part_is_named_with_the_reason(

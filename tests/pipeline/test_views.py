@@ -138,7 +138,7 @@ def test_a_difference_names_the_settings_that_were_changed_and_not_what_each_day
         ("training", "batch_size", 64, ["config: the same"]),
         ("training", "batch_size", 32, ["config:", "  training.batch_size: 64 -> 32"]),
         ("training", "batch_size", 64, ["config: the same"]),
-        ("data", "events", "more/*.csv", ["config:", "  data.events: log/*.csv -> more/*.csv"]),
+        ("data", "events", "more/*.csv", ["config:", '  data.events: "log/*.csv" -> "more/*.csv"']),
     ):
         of_day[1][section][key] = value
         text = io.StringIO()
