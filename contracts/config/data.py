@@ -139,7 +139,8 @@ class Feature(Section):
     def _name_is_free(self) -> Feature:
         if self.name in RESERVED_FEATURE_NAMES:
             raise ValueError(
-                f"a feature may not be called {self.name!r}, a name that the servable uses: rename the column"
+                f"a feature may not be called {self.name!r}, a name that the servable or its client uses: rename the "
+                "column"
             )
         if not self.name.isascii():
             raise ValueError(

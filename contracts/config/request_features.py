@@ -31,8 +31,8 @@ class RequestFeature(Section):
     def _can_be_told(self) -> RequestFeature:
         if self.name in RESERVED_FEATURE_NAMES:
             raise ValueError(
-                f"a request feature may not be called {self.name!r}, a name that the servable uses: give it another "
-                f"name, and set column: {self.name}"
+                f"a request feature may not be called {self.name!r}, a name that the servable or its client uses: give "
+                f"it another name, and set column: {self.name}"
             )
         require_parameter(self.name, "request feature")
         if len(set(self.values)) != len(self.values) or "" in self.values:
