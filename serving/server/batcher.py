@@ -261,6 +261,7 @@ class Batcher:
         started = loop.time()
         try:
             answers = await _outcomes(begun, len(batch))
+            del begun  # as in `_outcomes`
             self._pace.ran(loop.time() - started)
             first = answers[0]
             if len(batch) > 1 and isinstance(first, RequestError):
@@ -270,6 +271,10 @@ class Batcher:
         broken = next((one for one in (first, *answers) if isinstance(one, RequestError) and one.__cause__), None)
         if broken:
             log.error("a batch of %d requests failed", len(batch), exc_info=broken.__cause__)
+        for answer in (first, *answers):
+            if isinstance(answer, RequestError):
+                # It keeps the frames that it came through. With Python 3.13, these keep their callers', which hold it.
+                answer.__cause__ = answer.__traceback__ = None
         for waiting, answer in zip(batch, answers, strict=True):
             if waiting.answer.done():
                 continue
