@@ -94,19 +94,22 @@ def tfrs_layer(items: np.ndarray, num_leaves: int, point: SearchPoint) -> Any:
 
 
 def global_tfrs(data: Data, serving: ServingConfig, path: Path) -> tuple[Any, float]:
-    """One index of all items, one vector per user: the least search that reaches the target, as for our groups."""
-    num_leaves, asked = leaves_for(len(data.items)), SearchPoint(serving.num_candidates)
-    layer = tfrs_layer(data.items, num_leaves, asked)  # kept: the searcher's index goes with the function that made it
-    untuned = scann_ops.searcher_from_module(layer._serialized_searcher)
-    queries = data.global_queries[:TUNING_USERS, 0]
-    sample = TuningSample(untuned, queries, queries @ data.items.T)
-    (point,) = tuned_searches(sample, [asked.k], num_leaves, serving.recall_target)
+    """One index of all items, one vector per user: the least search that reaches the target, as for our groups.
+
+    What is tuned is what is measured: leaves differ from build to build, and with them what a search must look at. So
+    the layer is asked as its own `call` asks it, but with the tuned thoroughness, which it takes only before a build.
+    """
+    num_leaves, k = leaves_for(len(data.items)), serving.num_candidates
     module = tf.Module()
-    module.layer = tfrs_layer(data.items, num_leaves, point)
+    module.layer = tfrs_layer(data.items, num_leaves, SearchPoint(k))
+    searcher = lambda: scann_ops.searcher_from_module(module.layer._serialized_searcher)  # noqa: E731
+    queries = data.global_queries[:TUNING_USERS, 0]
+    sample = TuningSample(searcher(), queries, queries @ data.items.T)
+    (point,) = tuned_searches(sample, [k], num_leaves, serving.recall_target)
 
     def body(queries: tf.Tensor, log_intent: tf.Tensor, max_groups: tf.Tensor) -> Outputs:
-        scores, items = module.layer(queries[:, 0])
-        return {"items": items, "scores": scores}
+        found = searcher().search_batched(queries[:, 0], k, point.reorder, point.leaves)
+        return {"items": found.indices, "scores": found.distances}
 
     return save_and_load(module, body, 1, path)
 
